@@ -1,0 +1,117 @@
+"""VGG16 with the DispNet decoder, which predicts at four scales."""
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG16_BN_Weights, vgg16_bn
+
+from depthzoo.models.blocks import (
+    DepthHead,
+    DepthModel,
+    Encoder,
+    HeadOptions,
+    Upsample2x,
+    assemble,
+    match_size,
+)
+from depthzoo.registry import register_model
+
+
+class VGG16Encoder(Encoder):
+    """torchvision's VGG16 with BatchNorm, tapped after each pooling; strides 2, 4, 8, 16, 32."""
+
+    out_channels = (64, 128, 256, 512, 512)
+    strides = (2, 4, 8, 16, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = vgg16_bn(weights=None)
+        del self.body.classifier, self.body.avgpool
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for layer in self.body.features:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                features.append(x)
+        return features
+
+
+def _conv_leaky(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
+
+
+def _up_leaky(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1), nn.LeakyReLU(0.1, inplace=True)
+    )
+
+
+class DispNetVGG16(DepthModel):
+    """Five transposed convolutions; the four finest levels predict, each from the coarser prediction too."""
+
+    widths = (256, 128, 64, 32, 16)
+
+    def __init__(self, **options: Unpack[HeadOptions]) -> None:
+        super().__init__()
+        self.encoder = VGG16Encoder()
+        skips = (*self.encoder.out_channels[-2::-1], 0)  # /16 /8 /4 /2, and none at full size
+        deep = self.encoder.out_channels[-1]
+        self.up_features = nn.ModuleList()
+        self.conv = nn.ModuleList()
+        heads = []
+        for level, (previous, width, skip) in enumerate(
+            zip((deep, *self.widths), self.widths, skips, strict=False)
+        ):
+            coarser = 1 if level > 1 else 0
+            self.up_features.append(_up_leaky(previous, width))
+            self.conv.append(_conv_leaky(width + skip + coarser, width))
+            if level > 0:
+                heads.append(DepthHead(width, kernel=3, **options))
+        self.coarse_heads = nn.ModuleList(heads[:-1])
+        self.head = heads[-1]
+        self.up_logits = Upsample2x()
+
+    def predict_logits(self, image: Tensor) -> list[Tensor]:
+        features = self.encoder(image)
+        skips = [*features[-2::-1], image]
+        heads: list[DepthHead] = [*self.coarse_heads, self.head]  # type: ignore[list-item]
+        x = features[-1]
+        logits: list[Tensor] = []
+        for level, (up, conv, skip) in enumerate(zip(self.up_features, self.conv, skips, strict=True)):
+            parts = [match_size(up(x), skip)]
+            if level < len(skips) - 1:
+                parts.append(skip)
+            if logits:
+                parts.append(match_size(self.up_logits(logits[-1]), skip).to(parts[0].dtype))
+            x = conv(torch.cat(parts, dim=1))
+            if level > 0:
+                logits.append(heads[level - 1].logits(x))
+        return logits[::-1]
+
+
+@register_model
+def dispnet_vgg16(
+    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+) -> DepthModel:
+    """VGG16-BN encoder with the DispNet decoder and four depth heads, 19.9M parameters.
+
+    ``forward(image, all_heads=True)`` gives the depths at full, 1/2, 1/4 and 1/8 size, finest first. Sources:
+    Mayer et al., "A Large Dataset to Train Convolutional Networks", CVPR 2016 (decoder); Fang et al., "Towards
+    Good Practice for CNN-Based Monocular Depth Estimation", WACV 2020 (the pairing).
+
+    Args:
+        weights: "DEFAULT", a tag, a path to a .safetensors file, or None (random).
+        encoder_weights: None, "imagenet" (torchvision's IMAGENET1K_V1), or a path to an encoder file.
+        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+
+    Returns:
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+
+    Raises:
+        ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
+    """
+    return assemble(
+        DispNetVGG16, "dispnet_vgg16", weights, encoder_weights, VGG16_BN_Weights.IMAGENET1K_V1, **options
+    )

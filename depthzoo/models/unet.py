@@ -1,0 +1,130 @@
+"""The U-Net of 2015, padded and with BatchNorm, with its own or with bilinear upsampling."""
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from depthzoo.models.blocks import (
+    DepthHead,
+    DepthModel,
+    Encoder,
+    HeadOptions,
+    Upsample2x,
+    assemble,
+    conv_bn_relu,
+    double_conv,
+    match_size,
+)
+from depthzoo.registry import register_model
+
+WIDTHS = (64, 128, 256, 512, 1024)
+
+
+class UNetEncoder(Encoder):
+    """Double convolutions with 2x2 max pooling between; strides 1, 2, 4, 8, 16."""
+
+    out_channels = WIDTHS
+    strides = (1, 2, 4, 8, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList(
+            double_conv(previous, width) for previous, width in zip((3, *WIDTHS), WIDTHS, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [self.body[0](x)]
+        for block in self.body[1:]:
+            features.append(block(self.pool(features[-1])))
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """Upsamples, concatenates the skip, double convolution; four times.
+
+    Args:
+        widths: channels of the encoder's features, finest first.
+        bilinear: bilinear upsampling and a 1x1 convolution in place of the transposed convolution.
+    """
+
+    def __init__(self, widths: tuple[int, ...], bilinear: bool) -> None:
+        super().__init__()
+        self.up = nn.ModuleList()
+        self.conv = nn.ModuleList()
+        for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
+            if bilinear:
+                self.up.append(nn.Sequential(conv_bn_relu(coarse, fine, kernel=1), Upsample2x()))
+            else:
+                self.up.append(nn.ConvTranspose2d(coarse, fine, 2, stride=2))
+            self.conv.append(double_conv(2 * fine, fine))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x = features[-1]
+        for up, conv, skip in zip(self.up, self.conv, features[-2::-1], strict=True):
+            x = conv(torch.cat([match_size(up(x), skip), skip], dim=1))
+        return x
+
+
+class UNet(DepthModel):
+    """U-Net (Ronneberger et al., MICCAI 2015) with padded convolutions, BatchNorm and a depth head."""
+
+    def __init__(self, bilinear: bool = False, **options: Unpack[HeadOptions]) -> None:
+        super().__init__()
+        self.encoder = UNetEncoder()
+        self.decoder = UNetDecoder(WIDTHS, bilinear)
+        self.head = DepthHead(WIDTHS[0], **options)
+
+    def predict_logits(self, image: Tensor) -> list[Tensor]:
+        return [self.head.logits(self.decoder(self.encoder(image)))]
+
+
+@register_model
+def unet(
+    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+) -> DepthModel:
+    """U-Net from scratch with a ConvTranspose decoder, 31.0M parameters.
+
+    Encoder of five double 3x3 convolutions (64 to 1024 channels) with BatchNorm; decoder of transposed
+    convolutions (kernel 2, stride 2). Source: Ronneberger et al., "U-Net", MICCAI 2015.
+
+    Args:
+        weights: "DEFAULT", a tag ("nyu-mse", "nyu-combined"), a path to a .safetensors file, or None (random).
+        encoder_weights: None or a path to an encoder file.
+        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+
+    Returns:
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+
+    Raises:
+        ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
+    """
+    return assemble(UNet, "unet", weights, encoder_weights, **options)
+
+
+@register_model
+def unet_bilinear(
+    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+) -> DepthModel:
+    """U-Net from scratch with bilinear upsampling: the same encoder as ``unet``, no checkerboard.
+
+    Each step narrows with a 1x1 convolution and upsamples bilinearly, as Odena et al., "Deconvolution and
+    Checkerboard Artifacts", Distill 2016, advise.
+
+    Args:
+        weights: "DEFAULT", a tag, a path to a .safetensors file, or None (random).
+        encoder_weights: None or a path to an encoder file.
+        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+
+    Returns:
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+
+    Raises:
+        ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
+    """
+    return assemble(_unet_bilinear, "unet_bilinear", weights, encoder_weights, **options)
+
+
+def _unet_bilinear(**options: Unpack[HeadOptions]) -> UNet:
+    return UNet(bilinear=True, **options)
