@@ -1,0 +1,224 @@
+"""Losses on metres.
+
+Every loss takes ``prediction`` and ``target``, both (N, 1, H, W) in metres, and a bool ``mask`` of the same
+shape, true where the target is valid; it works in float32 under autocast and returns a scalar: the mean over
+a picture's valid pixels, then over the pictures that have any. With none it is 0, with a gradient of zeros.
+Values of the target outside the mask are never read, so they may be NaN.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depthzoo.models.blocks import resize
+from depthzoo.registry import create_loss, register_loss
+
+MIN_LOG_DEPTH = 1e-3
+MIN_SQRT = 1e-6
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the valid pixels of each picture.
+
+    Returns:
+        The means (N,), 0 where a picture has no valid pixel, and which pictures have one (N,), bool.
+    """
+    count = mask.flatten(1).sum(1)
+    total = torch.where(mask, values, 0).flatten(1).sum(1)
+    return total / count.clamp(min=1), count > 0
+
+
+def sobel(x: Tensor) -> Tensor:
+    """Horizontal and vertical Sobel derivatives with the plain 1-2-1 kernel, not divided by 8.
+
+    Shapes: (N, 1, H, W) to (N, 2, H-2, W-2); the outermost pixels have no full window.
+    """
+    kernel = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    return F.conv2d(x, torch.stack([kernel, kernel.T]).unsqueeze(1))
+
+
+def full_window(mask: Tensor) -> Tensor:
+    """Where the whole 3x3 window is valid: (N, 1, H, W) to (N, 1, H-2, W-2), bool."""
+    return F.max_pool2d((~mask).float(), 3, stride=1) == 0
+
+
+class DepthLoss(nn.Module):
+    """Base: checks, float32, masking, and the mean over pictures; a loss fills in :meth:`per_picture`."""
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each picture (N,), and which pictures count (N,); the inputs are finite everywhere."""
+        raise NotImplementedError
+
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The loss, a float32 scalar.
+
+        Raises:
+            ValueError: for shapes that differ, or a mask that is not bool.
+        """
+        if not prediction.shape == target.shape == mask.shape:
+            raise ValueError(
+                f"{type(self).__name__}: prediction, target and mask must have one shape, got "
+                f"{tuple(prediction.shape)}, {tuple(target.shape)}, {tuple(mask.shape)}"
+            )
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{type(self).__name__}: mask must be bool, got {mask.dtype}")
+        with torch.autocast(prediction.device.type, enabled=False):
+            # Ones outside the mask: whatever is there, NaN included, meets no arithmetic and no gradient.
+            p = torch.where(mask, prediction.float(), 1.0)
+            d = torch.where(mask, target.float(), 1.0)
+            values, counts = self.per_picture(p, d, mask)
+            return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
+
+
+@register_loss
+class mse(DepthLoss):  # noqa: N801 - losses are registered under their own names
+    """Mean squared error, square metres: mean e^2."""
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return masked_mean((target - prediction).square(), mask)
+
+
+@register_loss
+class l1(DepthLoss):  # noqa: N801
+    """Mean absolute error, metres: mean |e|."""
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return masked_mean((target - prediction).abs(), mask)
+
+
+@register_loss
+class berhu(DepthLoss):  # noqa: N801
+    """Reverse Huber: |e| up to c, beyond it (e^2 + c^2) / (2c); c is ``share`` of the largest |e| of the batch.
+
+    c is detached and, in distributed training, of the global batch. Source: Laina et al., "Deeper Depth
+    Prediction with Fully Convolutional Residual Networks", 3DV 2016.
+
+    Args:
+        share: of the largest absolute error, 0 to 1.
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        super().__init__()
+        self.share = share
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        error = torch.where(mask, (target - prediction).abs(), 0)
+        largest = error.detach().amax() if error.numel() else error.new_zeros(())
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        c = (self.share * largest).clamp(min=MIN_SQRT)
+        return masked_mean(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)), mask)
+
+
+@register_loss
+class gradient(DepthLoss):  # noqa: N801
+    """Mean |Sx e| + |Sy e| where the whole 3x3 window is valid; S is the plain Sobel kernel, not divided by 8.
+
+    Source: Hu et al., "Revisiting Single Image Depth Estimation", WACV 2019.
+
+    Args:
+        log: their form, ln(|Sx e| + 0.5) + ln(|Sy e| + 0.5), which can be negative.
+    """
+
+    def __init__(self, log: bool = False) -> None:
+        super().__init__()
+        self.log = log
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        slope = sobel(target - prediction).abs()
+        if self.log:
+            slope = (slope + 0.5).log()
+        return masked_mean(slope.sum(1, keepdim=True), full_window(mask))
+
+
+@register_loss
+class normal(DepthLoss):  # noqa: N801
+    """Mean 1 - cos(n_d, n_p) of the surface normals n = (-Sx, -Sy, 1), where the whole 3x3 window is valid.
+
+    Source: Hu et al., "Revisiting Single Image Depth Estimation", WACV 2019.
+    """
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        p, d = sobel(prediction), sobel(target)
+        dot = (p * d).sum(1, keepdim=True) + 1
+        lengths = ((p * p).sum(1, keepdim=True) + 1).sqrt() * ((d * d).sum(1, keepdim=True) + 1).sqrt()
+        return masked_mean(1 - dot / lengths, full_window(mask))
+
+
+@register_loss
+class silog(DepthLoss):  # noqa: N801
+    """Scale-invariant logarithmic error: sqrt(mean g^2 - lambda (mean g)^2), g = ln p - ln d.
+
+    Source: Eigen et al., "Depth Map Prediction from a Single Image using a Multi-Scale Deep Network",
+    NIPS 2014; the square root and lambda 0.85 as in Lee et al., "From Big to Small", 2019.
+
+    Args:
+        lambda_: 0 (plain logarithmic error) to 1 (blind to scale).
+    """
+
+    def __init__(self, lambda_: float = 0.85) -> None:
+        super().__init__()
+        self.lambda_ = lambda_
+
+    def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        g = prediction.clamp(min=MIN_LOG_DEPTH).log() - target.clamp(min=MIN_LOG_DEPTH).log()
+        mean, counts = masked_mean(g, mask)
+        # mean g^2 - lambda mean^2 as a sum of two squares, so that float32 cannot make it negative.
+        variance, _ = masked_mean((g - mean.view(-1, 1, 1, 1)).square(), mask)
+        return (variance + (1 - self.lambda_) * mean.square()).clamp(min=MIN_SQRT).sqrt(), counts
+
+
+@register_loss
+class combined(DepthLoss):  # noqa: N801
+    """Weighted sum of other losses; by default MSE + gradient + normal, each with weight 1.
+
+    Args:
+        terms: weight by the name of a registered loss.
+        options: arguments of the terms that take any, by name.
+
+    Raises:
+        ValueError: for an unknown name, or no terms at all.
+    """
+
+    def __init__(
+        self, terms: dict[str, float] | None = None, options: dict[str, dict[str, float]] | None = None
+    ) -> None:
+        super().__init__()
+        self.weights = dict(terms) if terms is not None else {"mse": 1.0, "gradient": 1.0, "normal": 1.0}
+        if not self.weights:
+            raise ValueError("combined: terms must name at least one loss")
+        self.terms = nn.ModuleDict(
+            {name: create_loss(name, **(options or {}).get(name, {})) for name in self.weights}
+        )
+
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        losses = [
+            weight * self.terms[name](prediction, target, mask) for name, weight in self.weights.items()
+        ]
+        return torch.stack(losses).sum()
+
+
+class MultiScale(nn.Module):
+    """Any loss over the heads of a network: each prediction is upsampled to the truth and weighted.
+
+    Upsampling the coarse prediction, rather than shrinking the truth, keeps invalid pixels invalid: Godard et
+    al., "Digging into Self-Supervised Monocular Depth Prediction", ICCV 2019.
+
+    Args:
+        loss: what is computed at each scale.
+        weights: of the heads, finest first; heads beyond the last weight are left out.
+    """
+
+    def __init__(self, loss: nn.Module, weights: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)) -> None:
+        super().__init__()
+        self.loss = loss
+        self.weights = weights
+
+    def forward(self, predictions: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
+        """Weighted sum, a scalar; ``predictions`` are (N, 1, h, w) in metres, finest first."""
+        losses = [
+            weight * self.loss(resize(prediction.float(), target.shape[-2:]), target, mask)
+            for weight, prediction in zip(self.weights, predictions, strict=False)
+        ]
+        return torch.stack(losses).sum()
