@@ -1,0 +1,33 @@
+"""What tests share: the real frames, where DEPTHZOO_DATA says they are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with ``nyu_v2_labelled``; skips where DEPTHZOO_DATA is unset, fails where it is wrong."""
+    folder = os.environ.get("DEPTHZOO_DATA")
+    if not folder:
+        pytest.skip("DEPTHZOO_DATA is unset: no real NYU Depth V2 frames")
+    path = Path(folder).resolve()
+    if not (path / "nyu_v2_labelled" / "splits.json").is_file():
+        pytest.fail(f"DEPTHZOO_DATA={folder} holds no nyu_v2_labelled/splits.json")
+    return path
+
+
+@pytest.fixture(scope="session")
+def nyu_frames(real_data: Path) -> list[tuple[Path, Path]]:
+    """(picture, 8-bit filled depth) of a few test frames."""
+    folder = real_data / "nyu_v2_labelled"
+    return [(folder / "images" / f"{i:04d}.jpg", folder / "depths" / f"{i:04d}.png") for i in (0, 8, 200, 1445)]
