@@ -1,0 +1,250 @@
+"""The command ``depthzoo``: list the models, show one, predict depth for pictures."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from depthzoo import catalog, visualize
+from depthzoo.images import Pixels, load_image
+from depthzoo.inputs import find_pictures, unique_stems
+from depthzoo.prediction import Prediction
+from depthzoo.predictor import predictor, select_device
+from depthzoo.registry import closest
+from depthzoo.version import __version__
+
+# Kind of output: what is put after the picture's stem, and how it is written.
+OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], None]]] = {
+    "depth16": (".depth.png", lambda p, path, _: p.save_depth16(path)),
+    "npy": (".npy", lambda p, path, _: p.save_npy(path)),
+    "color": (".color.png", lambda p, path, options: p.save_color(path, options.colormap)),
+    "panel": (".panel.png", lambda p, path, options: p.save_panel(path, colormap=options.colormap)),
+    "ply": (".ply", lambda p, path, options: p.save_ply(path, options.fov)),
+}
+COLORED = {"color", "panel"}
+FEW = 10  # up to so many pictures get a line each, more get a progress bar
+CHUNK_PIXELS = 64_000_000  # pictures that are decoded at a time: at most so many pixels
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"depthzoo: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line ``argv`` (by default the process's own).
+
+    Returns:
+        The exit code: 0 done; 1 some pictures could not be read; 2 wrong usage, or nothing could be done;
+        130 interrupted; 141 whoever read the output went away.
+    """
+    try:
+        options = _parser().parse_args(argv)
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return _complain("interrupted; what has been written is whole", 130)
+    except BrokenPipeError:
+        # Python flushes stdout once more as it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except torch.OutOfMemoryError:
+        return _complain("error: out of memory; try a smaller --batch-size or --size, or --device cpu", 2)
+    except (ValueError, OSError, ImportError) as error:
+        return _complain(f"error: {error}", 2)
+
+
+def _complain(message: str, code: int) -> int:
+    print("depthzoo: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="depthzoo", description="Depth in metres from one picture.")
+    parser.add_argument("--version", action="version", version=f"depthzoo {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("list", help="the models and how good they are")
+    command.add_argument("pattern", nargs="?", metavar="PATTERN", help="shell-style, as in '*resnet*'")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("info", help="all about one model and its weights")
+    command.add_argument("name", metavar="NAME")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser("predict", help="depth of pictures")
+    command.set_defaults(run=_predict)
+    add = command.add_argument
+    add("inputs", nargs="+", metavar="IMAGE|DIR|GLOB", help="pictures; of a folder, all that it holds")
+    add("--model", default="unet_resnet50", metavar="NAME", help="see `depthzoo list` (%(default)s)")
+    add(
+        "--weights",
+        default="DEFAULT",
+        metavar="TAG|FILE",
+        help="a tag or a .safetensors file (the model's default)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder to write to; files of the same names are replaced (%(default)s)",
+    )
+    add("--device", metavar="cpu|cuda|mps", help="CUDA if there is a GPU, else the CPU")
+    add("--batch-size", type=_positive, metavar="N", help="pictures that go through together (CPU 1, else 8)")
+    add(
+        "--save",
+        type=_kinds,
+        default=["depth16", "color"],
+        metavar="KIND,...",
+        help=f"any of {', '.join(OUTPUTS)}; depth16 is a PNG of millimetres (depth16,color)",
+    )
+    add(
+        "--colormap", default=visualize.DEFAULT_COLORMAP, metavar="NAME", help="of matplotlib's (%(default)s)"
+    )
+    add(
+        "--fov",
+        type=_fov,
+        metavar="DEGREES",
+        help="horizontal field of view for ply (that of the weights' camera)",
+    )
+    add(
+        "--flip", action="store_true", help="average with the mirrored picture: a little better, half as fast"
+    )
+    add("--size", type=_size, metavar="HxW", help="working size of the model (the weights' own)")
+    add("-r", "--recursive", action="store_true", help="go into the folders inside folders")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _fov(text: str) -> float:
+    try:
+        visualize.focal_length(1, float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected degrees between 1 and 179, not {text!r}") from None
+    return float(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{2,4})[xX](\d{2,4})", text)
+    if not match or min(int(match[1]), int(match[2])) < 32:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH from 32 to 9999 as in 480x640, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = list(dict.fromkeys(kind.strip() for kind in text.split(",") if kind.strip()))
+    for kind in kinds:
+        if kind not in OUTPUTS:
+            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: {closest(kind, OUTPUTS)}")
+    if not kinds:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(OUTPUTS)}")
+    return kinds
+
+
+def _list(options: argparse.Namespace) -> int:
+    print(catalog.table(options.pattern))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    print(catalog.describe(options.name))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if COLORED & set(options.save):
+        try:
+            visualize.palette(options.colormap)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error}; or leave colours out: --save depth16,npy,ply") from None
+    device = select_device(options.device)
+    paths, failures = find_pictures(options.inputs, options.recursive)
+    if not paths:
+        raise ValueError("; ".join(failures) or "no pictures")
+    run = predictor(
+        options.model,
+        options.weights,
+        device,
+        size=options.size,
+        batch_size=options.batch_size,
+        flip=options.flip,
+    )
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out}: is a file, expected a folder")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+    few = len(paths) <= FEW
+    for failure in failures:
+        _complain(failure, 0)
+    done = 0
+    # No bar for a few, nor (None) where stderr is no terminal.
+    with tqdm(total=len(paths), unit="picture", disable=True if few else None) as bar:
+        stems = dict(zip(paths, unique_stems(paths), strict=True))
+        for chunk in _chunks(paths, run.batch_size, failures, bar):
+            for path, prediction in zip(chunk, run([*chunk.values()]), strict=True):
+                written = _write(prediction, stems[path], options)
+                if few:
+                    print(_describe(path, prediction, written))
+                done += 1
+                bar.update()
+    print(
+        f"{done} {'picture' if done == 1 else 'pictures'}: {', '.join(options.save)} in {options.out}{os.sep}"
+    )
+    return _complain(f"{len(failures)} of {len(failures) + done} could not be read", 1) if failures else 0
+
+
+def _chunks(paths: list[Path], count: int, failures: list[str], bar: Any) -> Iterator[dict[Path, Pixels]]:
+    """Decoded pictures, ``count`` together; one that cannot be read is told, noted and left out."""
+    chunk: dict[Path, Pixels] = {}
+    pixels = 0
+    for path in paths:
+        try:
+            image = load_image(path)
+        except (OSError, ValueError) as error:
+            failures.append(str(error))
+            with bar.external_write_mode(file=sys.stderr):
+                _complain(str(error), 0)
+            bar.update()
+            continue
+        chunk[path] = image
+        pixels += image.size // 3
+        if len(chunk) == count or pixels > CHUNK_PIXELS:
+            yield chunk
+            chunk, pixels = {}, 0
+    if chunk:
+        yield chunk
+
+
+def _write(prediction: Prediction, stem: str, options: argparse.Namespace) -> list[Path]:
+    written = []
+    for kind in options.save:
+        suffix, write = OUTPUTS[kind]
+        written.append(options.out / (stem + suffix))
+        write(prediction, written[-1], options)
+    return written
+
+
+def _describe(path: Path, prediction: Prediction, written: list[Path]) -> str:
+    depth = prediction.depth
+    near, middle, far = float(depth.min()), float(np.median(depth)), float(depth.max())
+    return (
+        f"{path}: {depth.shape[1]}x{depth.shape[0]}, near {near:.2f} m, median {middle:.2f} m, "
+        f"far {far:.2f} m -> {', '.join(map(str, written))}"
+    )

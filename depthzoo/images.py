@@ -1,0 +1,200 @@
+"""Any picture to one form: uint8 RGB, upright, with every way of being unreadable told in one line."""
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels: TypeAlias = NDArray[np.uint8]
+ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
+
+# What Pillow is allowed to open. Others are left out on purpose: EPS, for one, starts a program.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
+SUFFIXES = frozenset(
+    ".png .jpg .jpeg .jpe .mpo .webp .gif .tif .tiff .bmp .ppm .pgm .pnm .jp2 .avif .heic .heif .tga".split()
+)
+# Rounding in a caller's own float pipeline may leave [0, 1] by this much.
+TOLERANCE = 1e-3
+CHANNELS = (1, 3, 4)
+WIDE_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+def load_image(source: ImageSource) -> Pixels:
+    """Reads a picture.
+
+    Args:
+        source: one of
+            - a path to a PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, JPEG 2000, AVIF or TGA file (HEIC where a
+              plug-in for it is registered with Pillow); of an animation the first frame;
+            - a PIL image of any mode;
+            - an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB(A): uint8, uint16, or float in [0, 1];
+            - a tensor (H, W), (1, H, W), (3, H, W), (4, H, W) or (1, C, H, W) of the same types and ranges.
+
+    Returns:
+        (H, W, 3) uint8 RGB, a copy. The EXIF orientation is applied (unreadable EXIF counts as none), grey
+        is repeated, alpha is laid over white, 16 bits are rounded to 8. Colour profiles are not applied.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be opened.
+        ValueError: not a picture, empty, truncated, more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, or an
+            array of another shape, type or range.
+        TypeError: something else altogether.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _read(Path(source))
+    if isinstance(source, Image.Image):
+        return _decode(source, "PIL image")
+    if isinstance(source, torch.Tensor):
+        return _from_array(_channels_last(source), "tensor")
+    if isinstance(source, np.ndarray):
+        return _from_array(source, "array")
+    raise TypeError(f"a picture is a path, a PIL image, an array or a tensor, not {type(source).__name__}")
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: is a folder, not a picture")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError(f"{path}: empty file")
+            return _open(file, str(path))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise type(error)(f"{path}: {reason}") from None
+
+
+def _open(file: IO[bytes], name: str) -> Pixels:
+    Image.init()
+    with warnings.catch_warnings():
+        # Pillow warns of damaged metadata, which does not matter here, and of bombs, which does.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return _decode(_identify(file, name), name)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+            raise ValueError(
+                f"{name}: more than {limit:.0f} megapixels, which may be a decompression bomb; "
+                "if it is not, scale it down or raise PIL.Image.MAX_IMAGE_PIXELS"
+            ) from None
+
+
+def _identify(file: IO[bytes], name: str) -> Image.Image:
+    known = [f for f in FORMATS if f in Image.OPEN]
+    try:
+        return Image.open(file, formats=known)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except UnidentifiedImageError:
+        text = ", ".join(f for f in known if f != "MPO")
+        raise ValueError(f"{name}: not a picture in a known format ({text})") from None
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be decoded: {_one_line(error)}") from None
+
+
+def _decode(image: Image.Image, name: str) -> Pixels:
+    """Decodes, turns upright, converts. Pillow's decoders raise nearly anything on damaged data."""
+    try:
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: cannot be decoded: {_one_line(error)}") from None
+    if 0 in image.size:
+        raise ValueError(f"{name}: has no pixels ({image.width}x{image.height})")
+    # After load(): Pillow's TIFF reader turns the picture itself, and takes the tag away.
+    if _orientation(image) in range(2, 9):
+        image = ImageOps.exif_transpose(image)
+    if image.mode in WIDE_MODES:
+        return _from_array(_uint16(np.asarray(image), name), name)
+    if image.mode == "F":
+        return _from_array(np.asarray(image), name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot convert a picture of mode {image.mode} to RGB: {error}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _uint16(values: NDArray[Any], name: str) -> NDArray[Any]:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return values
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{name}: grey values {values.min()} to {values.max()} do not fit 16 bits")
+    return values.astype(np.uint16)
+
+
+def _channels_last(tensor: torch.Tensor) -> NDArray[Any]:
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 4 and shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in CHANNELS):
+        last = tensor.ndim == 3 and shape[-1] in CHANNELS
+        hint = "; channels come first: use .permute(2, 0, 1)" if last else ""
+        raise ValueError(f"tensor: expected shape (3, H, W), got {shape}{hint}")
+    if tensor.ndim == 3:
+        tensor = tensor.permute(1, 2, 0)
+    tensor = tensor.detach().cpu()
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+
+
+def _from_array(values: NDArray[Any], name: str) -> Pixels:
+    shape = values.shape
+    if values.ndim not in (2, 3) or (values.ndim == 3 and shape[2] not in CHANNELS):
+        first = values.ndim == 3 and shape[0] in CHANNELS
+        hint = "; channels come last: use .transpose(1, 2, 0)" if first else ""
+        hint = "; pass several as a list" if values.ndim == 4 else hint
+        raise ValueError(f"{name}: expected shape (H, W) or (H, W, 1 or 3 or 4), got {shape}{hint}")
+    if math.prod(shape) == 0:
+        raise ValueError(f"{name}: has no pixels, shape {shape}")
+    pixels = _to_uint8(values, name)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3:].astype(np.uint16)
+        over_white = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
+        return ((over_white + 127) // 255).astype(np.uint8)
+    return np.array(np.broadcast_to(pixels, (*shape[:2], 3)))
+
+
+def _to_uint8(values: NDArray[Any], name: str) -> Pixels:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise ValueError(f"{name}: expected uint8, uint16 or float in [0, 1], got {values.dtype}")
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name}: has NaN or infinite values")
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        hint = "; divide by 255" if low >= 0 and 1 < high <= 255 else ""
+        raise ValueError(f"{name}: float values must be in [0, 1], these are {low:.4g} to {high:.4g}{hint}")
+    scaled: NDArray[Any] = np.clip(np.rint(values * values.dtype.type(255)), 0, 255)
+    return scaled.astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,218 @@
+"""From any picture to metres at the picture's own size."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from depthzoo.images import ImageSource, load_image
+from depthzoo.prediction import KINECT_FOCAL, Prediction
+from depthzoo.registry import create_model
+
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "load_image",
+    "predictor",
+    "resize_depth",
+    "resize_image",
+    "select_device",
+    "working_size",
+]
+
+DEFAULT_SIZE = (480, 640)
+Several: TypeAlias = list[Any] | tuple[Any, ...]
+
+
+class Predictor:
+    """Runs a model on pictures.
+
+    Args:
+        model: takes (N, 3, H, W) float RGB in [0, 1] and gives (N, 1, H, W) metres; it is moved to the device
+            and set to evaluation.
+        device: "cpu", "cuda", "cuda:1", "mps"; by default CUDA where there is one, else the CPU.
+        size: (H, W) that the model works at; by default the weights' own, or (480, 640). A picture is
+            scaled to that many pixels, keeping its aspect: see :func:`working_size`.
+        batch_size: pictures of one working size that go through together; by default 1 on the CPU, else 8.
+        flip: average with the mirrored picture's depth: a little more exact, twice the work.
+
+    Raises:
+        ValueError: a device that is unknown or not there, a bad size or batch size.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        batch_size: int | None = None,
+        flip: bool = False,
+    ) -> None:
+        self.device = select_device(device)
+        card = getattr(model, "card", None) or {}
+        height, width = size or card.get("size") or DEFAULT_SIZE
+        self.size = (int(height), int(width))
+        if min(self.size) < 32:
+            raise ValueError(f"size must be at least 32x32, got {height}x{width}")
+        self.batch_size = (1 if self.device.type == "cpu" else 8) if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.flip = flip
+        camera = card.get("camera")
+        self.focal = camera["focal_px"] / camera["at_width"] if camera else KINECT_FOCAL
+        self.model = model.to(self.device).eval()
+
+    @overload
+    def __call__(self, source: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Prediction: ...
+    @overload
+    def __call__(self, source: Tensor) -> Prediction | list[Prediction]: ...
+    @overload
+    def __call__(self, source: Several) -> list[Prediction]: ...
+    def __call__(self, source: ImageSource | Several) -> Prediction | list[Prediction]:
+        """The same as :meth:`predict`."""
+        return self.predict(source)
+
+    @overload
+    def predict(self, source: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Prediction: ...
+    @overload
+    def predict(self, source: Tensor) -> Prediction | list[Prediction]: ...
+    @overload
+    def predict(self, source: Several) -> list[Prediction]: ...
+    def predict(self, source: ImageSource | Several) -> Prediction | list[Prediction]:
+        """Depth of one picture or of several.
+
+        Args:
+            source: whatever :func:`load_image` takes; or several in a list, a tuple, or a tensor
+                (N, 3, H, W), whose pictures may differ in size.
+
+        Returns:
+            A :class:`Prediction` for one picture, a list of them for several (also where N is 1).
+
+        Raises:
+            What :func:`load_image` raises; for the pictures of a list with their index.
+        """
+        if isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4):
+            images = []
+            for index, item in enumerate(source):
+                try:
+                    images.append(load_image(item))
+                except (OSError, TypeError, ValueError) as error:
+                    raise type(error)(f"picture {index}: {error}") from None
+            return self._predict(images)
+        return self._predict([load_image(source)])[0]
+
+    def _predict(self, images: list[NDArray[np.uint8]]) -> list[Prediction]:
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            groups[working_size(image.shape[0], image.shape[1], self.size)].append(index)
+        predictions: dict[int, Prediction] = {}
+        for size, members in groups.items():
+            for start in range(0, len(members), self.batch_size):
+                batch = members[start : start + self.batch_size]
+                depths = self._depth([images[i] for i in batch], size)
+                for i, depth in zip(batch, depths, strict=True):
+                    # One at a time: at the pictures' own sizes a batch may be too much.
+                    own = resize_depth(depth[None], images[i].shape[:2])[0, 0].numpy()
+                    predictions[i] = Prediction(own, images[i], self.focal)
+        return [predictions[i] for i in range(len(images))]
+
+    @torch.inference_mode()
+    def _depth(self, images: list[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
+        """(N, 1, h, w) float32 on the CPU, at the working size."""
+        # Resized as bytes and on the CPU: a large picture never becomes a float tensor.
+        small = [resize_image(torch.from_numpy(image).permute(2, 0, 1)[None], size) for image in images]
+        batch = torch.cat(small).to(self.device).float() / 255
+        depth: Tensor = self.model(batch)
+        if self.flip:
+            depth = (depth + self.model(batch.flip(-1)).flip(-1)) / 2
+        return depth.float().cpu()
+
+
+def predictor(
+    name: str = "unet_resnet50",
+    weights: Any = "DEFAULT",
+    device: str | torch.device | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    flip: bool = False,
+    **options: Any,
+) -> Predictor:
+    """A trained model with everything around it: give it a picture, get metres.
+
+    >>> predict = torch.hub.load("org/depthzoo", "predictor", trust_repo=True)
+    >>> predict("photo.jpg").depth       # (H, W) float32, metres
+
+    Args:
+        name: of ``depthzoo.list_models()``; not called ``model``, which torch.hub.load takes for itself.
+        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file, or None (random).
+        device, size, batch_size, flip: see :class:`Predictor`.
+        **options: the model builder's own.
+
+    Raises:
+        ValueError: unknown model or weights, with the closest names; and what :class:`Predictor` raises.
+    """
+    device = select_device(device)
+    return Predictor(
+        create_model(name, weights=weights, **options), device, size, batch_size=batch_size, flip=flip
+    )
+
+
+def select_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for; by default CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: it is unknown, or not on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}: there are 'cpu', 'cuda', 'cuda:N' and 'mps'") from None
+    missing = {
+        "cuda": not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+    }
+    if missing.get(chosen.type, chosen.type != "cpu"):
+        raise ValueError(f"device {str(device)!r} is not there: PyTorch sees no such device on this machine")
+    return chosen
+
+
+def working_size(height: int, width: int, size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
+    """The size a picture is fed at: about as many pixels as ``size`` (H, W), in the picture's own aspect.
+
+    Each side is rounded to a multiple, and is at least one of it; an aspect beyond what those pixels
+    allow (``H * W / multiple**2``, which is 300 for 480x640) is squeezed.
+    """
+    area = size[0] * size[1]
+    longest = max(multiple, area // multiple // multiple * multiple)
+    scale = math.sqrt(area / (height * width))
+
+    def fit(side: int) -> int:
+        return min(longest, max(multiple, round(side * scale / multiple) * multiple))
+
+    return fit(height), fit(width)
+
+
+def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, antialiased; (N, 3, H, W) uint8 (on the CPU) or float to ``size`` (h, w), same type."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def resize_depth(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """Plain bilinear; (N, 1, h, w) float to ``size`` (H, W)."""
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth, size=tuple(size), mode="bilinear", align_corners=False)
