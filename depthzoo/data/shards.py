@@ -1,0 +1,257 @@
+"""The one format that training reads: WebDataset-style tar shards, indexed for random access.
+
+A data set is a folder with ``dataset.json`` and shards ``{split}-000000.tar``. A sample ``key`` is two members
+of one shard: ``key.jpg`` or ``key.png``, RGB, and ``key.depth.png``, 16-bit millimetres with 0 for invalid.
+Beside each shard lies its index, ``{split}-000000.index.json``: where each member starts and how long it is.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+FORMAT = "depthzoo-shards"
+VERSION = 1
+
+
+class DatasetError(ValueError):
+    """A data set that is missing, cut short, or not what its ``dataset.json`` says."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON aside, syncs and renames, so that a reader never sees half a file."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def encode_depth(depth: np.ndarray) -> bytes:
+    """Metres (H, W) to a 16-bit millimetre PNG; what is not finite or not positive becomes 0, invalid."""
+    with np.errstate(invalid="ignore"):
+        millimetres = np.where(np.isfinite(depth) & (depth > 0), np.rint(depth * 1000.0), 0)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(millimetres, 0, 65535).astype(np.uint16)).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, bytes]:
+    """uint8 RGB (H, W, 3) to ("png", bytes), or to ("jpg", bytes) of the given quality."""
+    buffer = io.BytesIO()
+    if quality is None:
+        Image.fromarray(image).save(buffer, "PNG", compress_level=3)
+        return "png", buffer.getvalue()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return "jpg", buffer.getvalue()
+
+
+class ShardWriter:
+    """Writes the shards of one split; a context manager.
+
+    Args:
+        folder: of the data set; made if it is not there.
+        split: "train", "val" or "test".
+        samples_per_shard: how many samples go into one tar.
+
+    Attributes:
+        entry: after closing, the split's part of ``dataset.json``.
+    """
+
+    def __init__(self, folder: Path, split: str, samples_per_shard: int = 256) -> None:
+        self.folder, self.split, self.samples_per_shard = folder, split, samples_per_shard
+        folder.mkdir(parents=True, exist_ok=True)
+        self._shards: list[dict[str, Any]] = []
+        self._members: list[list[Any]] = []
+        self._tar: tarfile.TarFile | None = None
+        self._keys: set[str] = set()
+        self.entry: dict[str, Any] = {}
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish_shard()
+            count = sum(shard["count"] for shard in self._shards)
+            self.entry = {"count": count, "shards": self._shards}
+        elif self._tar is not None:
+            self._tar.close()
+            self._part().unlink(missing_ok=True)
+
+    def write(self, key: str, extension: str, image: bytes, depth: bytes) -> None:
+        """Adds a sample: the image's encoded bytes and ``encode_depth``'s.
+
+        Raises:
+            ValueError: for a key that was written before, or that has a dot or a slash.
+        """
+        if key in self._keys or not key or "." in key or "/" in key:
+            raise ValueError(f"sample key {key!r} is a duplicate, empty, or has a dot or a slash")
+        self._keys.add(key)
+        if self._tar is None:
+            self._tar = tarfile.open(self._part(), "w", format=tarfile.USTAR_FORMAT)
+        row: list[Any] = [key, extension]
+        for name, content in ((f"{key}.{extension}", image), (f"{key}.depth.png", depth)):
+            member = tarfile.TarInfo(name)  # mtime 0: the same samples give the same bytes
+            member.size = len(content)
+            self._tar.addfile(member, io.BytesIO(content))
+            padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            row += [self._tar.offset - padded, len(content)]
+        self._members.append(row)
+        if len(self._members) == self.samples_per_shard:
+            self._finish_shard()
+
+    def _name(self) -> str:
+        return f"{self.split}-{len(self._shards):06d}"
+
+    def _part(self) -> Path:
+        return self.folder / f"{self._name()}.tar.part"
+
+    def _finish_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        path = self.folder / f"{self._name()}.tar"
+        os.replace(self._part(), path)
+        write_json(path.with_suffix(".index.json"), self._members)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._shards.append(
+            {"file": path.name, "count": len(self._members), "bytes": path.stat().st_size, "sha256": digest}
+        )
+        self._members = []
+
+
+def write_dataset(folder: Path, splits: dict[str, dict[str, Any]], **about: Any) -> None:
+    """Writes ``dataset.json``, last of all: a folder without it is unfinished.
+
+    Args:
+        folder: of the data set.
+        splits: ``ShardWriter.entry`` by split, with "size" [H, W] and "focal_px" added.
+        **about: source, terms, and whatever else describes the set.
+    """
+    content = {"format": FORMAT, "version": VERSION, "depth_unit": "mm", "splits": splits, **about}
+    write_json(folder / "dataset.json", content)
+
+
+def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of ``dataset.json``.
+
+    Raises:
+        DatasetError: if the folder or the file is missing, or is something else.
+    """
+    path = Path(folder) / "dataset.json"
+    if not Path(folder).is_dir():
+        raise DatasetError(f"no data set at {folder}: no such folder")
+    if not path.is_file():
+        raise DatasetError(
+            f"no data set at {folder}: dataset.json is missing; run python -m train.prepare first"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+        raise DatasetError(f"{path} does not describe {FORMAT} version {VERSION}")
+    return content
+
+
+class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
+    """One split with random access: ``dataset[i]`` is (uint8 RGB (H, W, 3), uint16 millimetres (H, W)).
+
+    Args:
+        folder: of the data set.
+        split: "train", "val" or "test".
+
+    Attributes:
+        keys: of the samples, in order.
+        info: the content of ``dataset.json``.
+        focal_px: of the stored frames' camera, pixels.
+
+    Raises:
+        DatasetError: for a missing folder, split, shard or index, and a shard cut short.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], split: str) -> None:
+        self.folder, self.split = Path(folder), split
+        self.info = read_dataset(folder)
+        if split not in self.info["splits"]:
+            has = ", ".join(sorted(self.info["splits"])) or "none"
+            raise DatasetError(f"{folder} has no split {split!r}; it has: {has}")
+        entry = self.info["splits"][split]
+        self.focal_px = float(entry["focal_px"])
+        self._rows: list[tuple[Path, list[Any]]] = []
+        for shard in entry["shards"]:
+            path = self.folder / shard["file"]
+            if not path.is_file():
+                raise DatasetError(f"{path} is missing; dataset.json names it")
+            if path.stat().st_size != shard["bytes"]:
+                raise DatasetError(
+                    f"{path} has {path.stat().st_size} bytes, dataset.json says {shard['bytes']}"
+                )
+            rows = self._read_index(path)
+            if len(rows) != shard["count"]:
+                raise DatasetError(f"{path} has {len(rows)} samples, dataset.json says {shard['count']}")
+            self._rows += [(path, row) for row in rows]
+        if not self._rows:
+            raise DatasetError(f"{folder}: split {split!r} is empty")
+        self.keys = [row[0] for _, row in self._rows]
+
+    @staticmethod
+    def _read_index(path: Path) -> list[list[Any]]:
+        index = path.with_suffix(".index.json")
+        if not index.is_file():
+            raise DatasetError(f"{index} is missing; run python -m train.prepare again")
+        rows: list[list[Any]] = json.loads(index.read_text(encoding="utf-8"))
+        return rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def encoded(self, index: int) -> tuple[bytes, bytes]:
+        """The stored bytes of the image and of the depth PNG."""
+        path, (key, _, image_at, image_bytes, depth_at, depth_bytes) = self._rows[index]
+        with open(path, "rb") as file:
+            file.seek(image_at)
+            image = file.read(image_bytes)
+            file.seek(depth_at)
+            depth = file.read(depth_bytes)
+        if len(image) != image_bytes or len(depth) != depth_bytes:
+            raise DatasetError(f"{path}: sample {key!r} is cut short")
+        return image, depth
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override]
+        """Decodes a sample.
+
+        Raises:
+            DatasetError: naming shard and key, for what cannot be decoded, depth that is not 16 bit, or sizes
+                that differ.
+        """
+        image_bytes, depth_bytes = self.encoded(index)
+        path, row = self._rows[index]
+        try:
+            image = np.asarray(Image.open(io.BytesIO(image_bytes)).convert("RGB"))
+            picture = Image.open(io.BytesIO(depth_bytes))
+            mode, depth = picture.mode, np.asarray(picture)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{path}: sample {row[0]!r} cannot be decoded: {error}") from None
+        if not mode.startswith("I;16"):
+            raise DatasetError(f"{path}: depth of sample {row[0]!r} is not a 16-bit PNG but mode {mode}")
+        if depth.shape != image.shape[:2]:
+            raise DatasetError(
+                f"{path}: sample {row[0]!r} has an image of {image.shape[0]}x{image.shape[1]} "
+                f"and depth of {depth.shape[0]}x{depth.shape[1]}"
+            )
+        return image, depth.astype(np.uint16, copy=False)

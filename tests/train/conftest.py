@@ -1,0 +1,64 @@
+"""A tiny data set and a tiny .mat, made once."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.prepare import write
+from train.sources import synthetic_rooms
+from train.sources.nyu_labelled import official_split
+
+METRES_PER_STEP = 9.9955 / 255
+
+
+def write_mat(path: Path, images: np.ndarray, depths: np.ndarray) -> None:
+    """(N, H, W, 3) and (N, H, W) with the axes of the official file."""
+    with h5py.File(path, "w") as file:
+        file["images"] = images.transpose(0, 3, 2, 1)
+        file["depths"] = depths.transpose(0, 2, 1)
+
+
+@pytest.fixture(scope="session")
+def rooms_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 synthetic rooms of 48x64: 1 val, 1 test, 22 train."""
+    out = tmp_path_factory.mktemp("data") / "rooms"
+    write(synthetic_rooms.read(24, (48, 64)), 24, out, (48, 64), source="rooms", terms="MIT")
+    return out
+
+
+@pytest.fixture(scope="session")
+def real_mat(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 60 real frames in the layout of nyu_depth_v2_labeled.mat."""
+    folder = real_data / "nyu_v2_labelled"
+    images = np.stack([np.asarray(Image.open(folder / "images" / f"{i:04d}.jpg")) for i in range(60)])
+    steps = np.stack([np.asarray(Image.open(folder / "depths" / f"{i:04d}.png")) for i in range(60)])
+    path = tmp_path_factory.mktemp("mat") / "nyu_depth_v2_labeled.mat"
+    write_mat(path, images, ((steps + 0.5) * METRES_PER_STEP).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_set(real_mat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of those frames, made by the command; train frames at 120x160."""
+    from train.arguments import command
+    from train.prepare import parser, run
+
+    out = tmp_path_factory.mktemp("data") / "nyu"
+    assert (
+        command(parser(), run, ["nyu-labelled", str(real_mat), "--out", str(out), "--size", "120x160"]) == 0
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def split() -> dict[str, list[int]]:
+    """The official split."""
+    return official_split()
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())

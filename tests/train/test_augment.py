@@ -1,0 +1,120 @@
+"""Augmentation against known geometry."""
+
+import numpy as np
+import pytest
+import torch
+
+from train.augment import augment, geometry
+from train.config import AugmentConfig
+from train.loading import DRAWS, Batch, sample_draws
+
+CPU = torch.device("cpu")
+
+
+def make(image: torch.Tensor, depth: torch.Tensor, focal: float, **draws: float) -> Batch:
+    """A batch of one with all draws 1/2 but those named ``dN``."""
+    values = np.full((1, DRAWS), 0.5)
+    for name, value in draws.items():
+        values[0, int(name[1:])] = value
+    return Batch(image[None], depth[None, None], values, focal, ["k"])
+
+
+def ramp(height: int, width: int) -> torch.Tensor:
+    """A picture whose red is the column and green the row."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
+
+
+FULL = 518.86 * 64 / 640  # focal length of a whole frame 64 pixels wide
+METRE = torch.full((48, 64), 1000, dtype=torch.int16)
+
+
+def test_without_augmentation_a_whole_frame_comes_back() -> None:
+    image, depth, mask = augment(make(ramp(48, 64), METRE, FULL), (48, 64), AugmentConfig(), CPU)
+    torch.testing.assert_close(image[0] * 255, ramp(48, 64).float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(depth, torch.ones(1, 1, 48, 64))
+    assert mask.all()
+
+
+def test_flip_mirrors_picture_and_depth() -> None:
+    depth = (1000 + 10 * torch.arange(64)).expand(48, 64).to(torch.int16)
+    batch = make(ramp(48, 64), depth, FULL, d2=0.1)
+    image, metres, _ = augment(batch, (48, 64), AugmentConfig(flip=True), CPU)
+    torch.testing.assert_close(image[0] * 255, ramp(48, 64).float().flip(-1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(metres[0, 0] * 1000, depth.float().flip(-1))
+
+
+def test_zoom_divides_depth_and_magnifies() -> None:
+    config = AugmentConfig(zoom=(2.0, 2.0))
+    image, depth, _ = augment(make(ramp(48, 64), METRE, FULL), (48, 64), config, CPU)
+    assert torch.allclose(depth, torch.tensor(0.5))
+    # Twice as large around the centre: neighbours differ by half a column.
+    steps = (image[0, 0, 24, 1:] - image[0, 0, 24, :-1]) * 255
+    torch.testing.assert_close(steps, torch.full((63,), 0.5), atol=1e-3, rtol=0)
+
+
+def test_a_crop_is_not_a_zoom() -> None:
+    """Stored frames without their border keep scale and depth: the missing rim is white and invalid."""
+    crop = ramp(48, 64)[:, 4:-4, 4:-4].contiguous()
+    image, depth, mask = augment(make(crop, METRE[4:-4, 4:-4], FULL), (48, 64), AugmentConfig(), CPU)
+    torch.testing.assert_close(
+        image[0, :, 8:-8, 8:-8] * 255, ramp(48, 64)[:, 8:-8, 8:-8].float(), atol=1e-3, rtol=0
+    )
+    assert torch.allclose(depth[0, 0, 8:-8, 8:-8], torch.tensor(1.0))
+    assert (image[0, :, :2] == 1).all() and not mask[0, 0, :4].any() and not mask[0, 0, :, -4:].any()
+
+
+def test_another_size_is_the_same_view() -> None:
+    """Half the pixels in each direction: the same field of view, the same metres."""
+    image, depth, mask = augment(make(ramp(48, 64), METRE, FULL), (32, 32), AugmentConfig(), CPU)
+    assert image.shape == (1, 3, 32, 32) and mask.all() and torch.allclose(depth, torch.tensor(1.0))
+    matrix, _ = geometry(make(ramp(48, 64), METRE, FULL), (32, 32), AugmentConfig())
+    torch.testing.assert_close(matrix[0], torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
+
+
+def test_rotation_is_a_rotation() -> None:
+    config = AugmentConfig(rotate=90.0)  # the draw 1 is the largest angle
+    square = ramp(64, 64)
+    focal = 518.86 / 640 * 64
+    batch = make(square, torch.full((64, 64), 1000, dtype=torch.int16), focal, d1=1.0)
+    # A square output of a frame of 3:4 squeezes; undo it by asking for the frame's own shape.
+    matrix, _ = geometry(batch, (48, 64), config)
+    pixels = matrix[0, :, :2] * torch.tensor([[32.0], [32.0]]) / torch.tensor([[32.0, 24.0]])
+    torch.testing.assert_close(pixels @ pixels.T, torch.eye(2), atol=1e-4, rtol=0)
+
+
+def test_invalid_depth_stays_invalid() -> None:
+    depth = METRE.clone()
+    depth[10:20, 10:20] = 0
+    _, metres, mask = augment(make(ramp(48, 64), depth, FULL), (48, 64), AugmentConfig(), CPU)
+    assert not mask[0, 0, 10:20, 10:20].any() and mask.sum() == 48 * 64 - 100
+    assert set(metres.unique().tolist()) == {0.0, 1.0}
+
+
+def test_colour_leaves_depth_alone_and_stays_in_range() -> None:
+    config = AugmentConfig(
+        brightness=0.5, contrast=0.5, saturation=0.5, gamma=2.0, channel_swap=1.0, grey=0.1
+    )
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (3, 48, 64), generator=generator, dtype=torch.uint8)
+    for index in range(20):
+        batch = make(picture, METRE, FULL)
+        batch.draws[0] = sample_draws(1, 2, index)
+        image, depth, _ = augment(batch, (48, 64), config, CPU)
+        assert 0 <= image.min() and image.max() <= 1 and torch.isfinite(image).all()
+        assert torch.allclose(depth, torch.tensor(1.0))
+
+
+def test_channel_swap_permutes() -> None:
+    picture = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 48, 64)
+    batch = make(picture, METRE, FULL, d10=0.0, d11=0.99)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(channel_swap=1.0), CPU)
+    torch.testing.assert_close(image[0, :, 24, 32] * 255, torch.tensor([30.0, 20.0, 10.0]))
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
+    np.testing.assert_array_equal(sample_draws(3, 4, 5), sample_draws(3, 4, 5))
+    others = [sample_draws(3, 4, 6), sample_draws(3, 5, 5), sample_draws(4, 4, 5)]
+    assert all((other != sample_draws(3, 4, 5)).all() for other in others)
+    many = np.stack([sample_draws(0, 0, index) for index in range(2000)])
+    assert many.mean(0) == pytest.approx(np.full(DRAWS, 0.5), abs=0.03)

@@ -1,0 +1,70 @@
+"""Recipes."""
+
+from pathlib import Path
+
+import pytest
+
+from depthzoo.registry import list_losses, list_models
+from train.config import AugmentConfig, RecipeError, TrainConfig, load_recipe, to_toml
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "train" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_project_load_and_say_what_they_are(path: Path) -> None:
+    config = load_recipe(path)
+    assert config.model in list_models()
+    assert set(config.loss) <= set(list_losses())
+    assert path.read_text().startswith("# ")
+
+
+def test_a_resolved_configuration_reads_back(tmp_path: Path) -> None:
+    config = TrainConfig(
+        loss={"silog": 1.0, "gradient": 0.5},
+        loss_options={"gradient": {"log": True}},
+        augment=AugmentConfig(flip=True, zoom=(0.9, 1.4)),
+        size=(64, 96),
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config))
+    assert load_recipe(path) == config
+
+
+def test_flags_win(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("lr = 0.1\nepochs = 3\n")
+    config = load_recipe(path, lr=0.2, epochs=None)
+    assert (config.lr, config.epochs) == (0.2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learning_rate = 1", "unknown key 'learning_rate'"),
+        ("batchsize = 4", "did you mean 'batch_size'"),
+        ("[augment]\nflipp = true", "unknown key 'augment.flipp': did you mean 'flip'"),
+        ("batch_size = '4'", "batch_size = '4': expected int"),
+        ("batch_size = true", "expected int"),
+        ("lr = 'fast'", "expected float"),
+        ("size = [192]", "size = \\[192\\]"),
+        ("size = [8, 8]", "at least 32"),
+        ("schedule = 'cosine'", "expected one of onecycle"),
+        ("batch_size = 0", "more than 0"),
+        ("ema = 1.0", "ema"),
+        ("[loss]\nmse = 'much'", "loss.mse"),
+        ("augment = 3", "augment must be a table"),
+        ("[augment]\nzoom = [2.0, 1.0]", "augment.zoom"),
+        ("lr = ", "is not TOML"),
+    ],
+)
+def test_a_bad_recipe_is_one_line_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=says) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.toml")

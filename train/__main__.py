@@ -1,0 +1,62 @@
+"""Trains a model.
+
+python -m train --recipe train/recipes/unet_mobilenet_v3.toml --data DIR --out RUN
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from depthzoo.predictor import select_device
+from train.arguments import command, parse_size
+from train.config import load_recipe
+from train.engine import Run
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m train", description=__doc__.splitlines()[0])
+    main.add_argument(
+        "--recipe", type=Path, required=True, metavar="FILE", help="a TOML file of train/recipes"
+    )
+    main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards made by train.prepare")
+    main.add_argument("--mix-data", type=Path, metavar="DIR", help="a second data set, for a recipe with mix")
+    main.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    main.add_argument("--device", metavar="cpu|cuda")
+    main.add_argument("--max-steps", type=int, default=0, metavar="N", help="stop early; the schedule stays")
+    main.add_argument("--resume", action="store_true", help="go on from the checkpoint in RUN")
+    settings = main.add_argument_group("instead of the recipe's values")
+    settings.add_argument("--size", type=parse_size, metavar="HxW")
+    settings.add_argument("--batch-size", type=int, metavar="N")
+    settings.add_argument("--steps", type=int, metavar="N")
+    settings.add_argument("--epochs", type=int, metavar="N")
+    settings.add_argument("--lr", type=float)
+    settings.add_argument("--seed", type=int)
+    settings.add_argument("--mix", type=float, metavar="SHARE")
+    settings.add_argument("--precision", choices=("bf16", "fp32"))
+    settings.add_argument("--encoder-weights", metavar="imagenet|none|PATH")
+    settings.add_argument("--init", metavar="FILE.safetensors")
+    settings.add_argument("--tag")
+    settings.add_argument("--checkpoint-every", type=int, metavar="N")
+    settings.add_argument("--validate-every", type=int, metavar="N")
+    return main
+
+
+RUN_ARGUMENTS = ("recipe", "data", "mix_data", "out", "device", "max_steps", "resume")
+
+
+def run(args: argparse.Namespace) -> int:
+    overrides = {key: value for key, value in vars(args).items() if key not in RUN_ARGUMENTS}
+    config = load_recipe(args.recipe, **overrides)
+    device = select_device(args.device)
+    training = Run(config, args.data, args.out, args.mix_data, device, args.max_steps, args.resume)
+    summary = training.train()
+    best = summary["best_val_abs_rel"]
+    print(
+        f"{args.out}: step {summary['step']} of {summary['steps']}"
+        + (f", best val AbsRel {best:.3f}" if best else "")
+    )
+    return 0 if summary["step"] >= training.last_step else 130
+
+
+if __name__ == "__main__":
+    sys.exit(command(parser(), run))

@@ -1,0 +1,91 @@
+"""Between a run and the zoo: finding weights to evaluate, and storing them with what was measured."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import depthzoo
+from depthzoo import weights as zoo_weights
+from depthzoo.metrics import EIGEN_CROP
+from depthzoo.models import DepthModel
+from depthzoo.registry import create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
+
+
+def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
+    """A model by the zoo's name, from a run's folder, or from a safetensors file.
+
+    Raises:
+        ValueError: for something else, or a file that does not say which model it is for.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path.parent} is a folder without model.safetensors; expected a run of train")
+    if path.suffix == ".safetensors":
+        card = zoo_weights.read_metadata(path)
+        if "model" not in card:
+            raise ValueError(f"{path} does not say which model it is for; expected weights of depthzoo")
+        return create_model(card["model"], weights=path)
+    return create_model(name, weights=weights)
+
+
+def versions() -> dict[str, str]:
+    """Of what a figure depends on."""
+    return {"depthzoo": depthzoo.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" behind it where files have changed since; "unknown" outside a checkout."""
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
+    """The card of evaluated weights: what their own header says, and the figures.
+
+    Args:
+        model: with its ``card``.
+        report: "count", "truth", "plain" and "flip", as ``train.evaluate`` makes it.
+        dataset: ``dataset.json`` of the test set.
+    """
+    if model.card is None:
+        raise ValueError("weights=None cannot have a card")
+    top, bottom, left, right = EIGEN_CROP
+    protocol = (
+        f"{report['count']} official test frames of NYU Depth V2, {report['truth']} truth at 480x640, "
+        f"crop [{top}:{bottom}, {left}:{right}], 0.001 < d < 10 m, no median scaling"
+    )
+    metrics = {"protocol": protocol, **report["plain"], "flip": report["flip"]}
+    return {**model.card, "metrics": metrics, "terms": dataset.get("terms", ""), "commit": commit()}
+
+
+def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: str) -> Path:
+    """Writes the weights and the card into ``folder``, and the card into the manifest if that is the zoo's own.
+
+    Returns:
+        The weights' path.
+    """
+    card = {**card, "tag": tag}
+    path = zoo_weights.save(model, folder, tag, card)
+    manifest = zoo_weights.MANIFEST if folder.resolve() == ROOT / "weights" else folder / "manifest.json"
+    zoo_weights.publish(path, card, folder, manifest, default=True)
+    return path

@@ -1,0 +1,204 @@
+"""The configuration of a run: one dataclass, filled from a TOML recipe and then from flags."""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from depthzoo.registry import closest
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: file, key, what was expected."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How train samples are varied; see ``train.augment``. All off by default.
+
+    Attributes:
+        flip: mirror left and right, with probability 1/2.
+        zoom: smallest and largest magnification; depth is divided by it.
+        rotate: largest rotation, degrees, either way.
+        brightness, contrast, saturation: largest relative change.
+        gamma: largest exponent; its inverse is the smallest.
+        channel_swap: probability of a random order of the colour channels.
+        grey: probability of a grey picture.
+    """
+
+    flip: bool = False
+    zoom: tuple[float, float] = (1.0, 1.0)
+    rotate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    gamma: float = 1.0
+    channel_swap: float = 0.0
+    grey: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run; the recipe's keys and the command's flags have these names.
+
+    Attributes:
+        model: a name of the registry.
+        head: of the model, "sigmoid" or "linear".
+        encoder_weights: "none", "imagenet" or a path to an encoder's safetensors file.
+        init: a whole model's safetensors file to start from, or "".
+        size: (H, W) of the training pictures; also the working size of the weights.
+        first_size: (H, W) of the first ``first_share`` of the steps; small pictures first are cheap steps (Howard
+            et al., fastai's DAWNBench entry, 2018).
+        first_share: share of the steps at ``first_size``; 0 is off.
+        steps: optimiser steps; 0 means that ``epochs`` decides.
+        epochs: passes over the train split.
+        batch_size: pictures per step.
+        optimizer: "adamw" or "adam".
+        lr: peak learning rate.
+        encoder_lr: factor on it for the encoder.
+        weight_decay: not applied to biases and normalisation.
+        schedule: "onecycle", "constant", or "step" (a tenth after each third).
+        warmup: share of the steps in which "onecycle" rises.
+        clip: largest norm of the gradient; 0 is off.
+        ema: decay of the exponential moving average of the weights; 0 is off.
+        loss: weight by name of a registered loss; they are summed.
+        loss_options: arguments of losses that take any, by name.
+        precision: "bf16" (autocast) or "fp32".
+        seed: of the initialisation, the order and the augmentation.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints.
+        mix: share of each batch that comes from the second data set, where one is given.
+        tag: of the weights that come out.
+    """
+
+    model: str = "unet_mobilenet_v3"
+    head: str = "sigmoid"
+    encoder_weights: str = "none"
+    init: str = ""
+    size: tuple[int, int] = (192, 256)
+    first_size: tuple[int, int] = (96, 128)
+    first_share: float = 0.0
+    steps: int = 0
+    epochs: int = 10
+    batch_size: int = 16
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    encoder_lr: float = 1.0
+    weight_decay: float = 0.01
+    schedule: str = "onecycle"
+    warmup: float = 0.1
+    clip: float = 1.0
+    ema: float = 0.0
+    loss: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    precision: str = "bf16"
+    seed: int = 0
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    mix: float = 0.0
+    tag: str = "nyu"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        choices = {
+            "head": ("sigmoid", "linear"),
+            "optimizer": ("adamw", "adam"),
+            "schedule": ("onecycle", "constant", "step"),
+            "precision": ("bf16", "fp32"),
+        }
+        for key, values in choices.items():
+            if getattr(self, key) not in values:
+                raise RecipeError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
+        for key in ("batch_size", "validate_every", "checkpoint_every", "lr"):
+            if getattr(self, key) <= 0:
+                raise RecipeError(f"{key} = {getattr(self, key)!r}: expected more than 0")
+        if self.steps <= 0 and self.epochs <= 0:
+            raise RecipeError("steps or epochs must be more than 0")
+        for key in ("size", "first_size"):
+            if min(getattr(self, key)) < 32:
+                raise RecipeError(
+                    f"{key} = {list(getattr(self, key))}: expected [height, width], both at least 32"
+                )
+        for key in ("mix", "ema", "first_share"):
+            if not 0 <= getattr(self, key) < 1:
+                raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
+        if not 0 < self.augment.zoom[0] <= self.augment.zoom[1]:
+            raise RecipeError(
+                f"augment.zoom = {list(self.augment.zoom)}: expected [smallest, largest], both above 0"
+            )
+
+
+def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
+    """Reads a TOML recipe; ``overrides`` that are not None replace its values.
+
+    Raises:
+        RecipeError: for a file that is missing or no TOML, an unknown key (with the closest), a wrong type or value.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}") from None
+    content.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        config: TrainConfig = _fill(TrainConfig, content, "")
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error}") from None
+    return config
+
+
+def _fill(kind: type, content: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in content:
+        if key not in hints:
+            raise RecipeError(f"unknown key {prefix + key!r}: {closest(key, hints)}")
+    return kind(**{key: _convert(hints[key], value, prefix + key) for key, value in content.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{key} must be a table, not {value!r}")
+        return _fill(hint, value, f"{key}.")  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+        return tuple(_convert(part, item, key) for part, item in zip(arguments, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is an int to Python, and to nobody else.
+    if origin is None and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+        return value
+    name = str(hint) if origin else getattr(hint, "__name__", str(hint))
+    raise RecipeError(f"{key} = {value!r}: expected {name}")
+
+
+def to_toml(config: TrainConfig) -> str:
+    """All resolved values as TOML, which :func:`load_recipe` reads back."""
+    values = dataclasses.asdict(config)
+    tables = {key: values.pop(key) for key in ("loss", "loss_options", "augment")}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    options = tables.pop("loss_options")
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+    for name, table in options.items():
+        lines += [
+            "",
+            f"[loss_options.{name}]",
+            *(f"{key} = {_toml_value(value)}" for key, value in table.items()),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, numbers, booleans and arrays are TOML's too.
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
