@@ -18,7 +18,14 @@ from depthzoo.models import (
     unet_resnet50_wide,
 )
 from depthzoo.predictor import Prediction, Predictor, predictor
-from depthzoo.registry import create_loss, create_model, list_losses, list_models, register_loss, register_model
+from depthzoo.registry import (
+    create_loss,
+    create_model,
+    list_losses,
+    list_models,
+    register_loss,
+    register_model,
+)
 from depthzoo.version import __version__
 
 __all__ = [

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from depthzoo import weights
 from depthzoo.registry import MODELS, closest, create_model, list_models
 
@@ -25,7 +27,7 @@ def table(pattern: str | None = None) -> str:
         rows.append(
             (
                 name,
-                _number(card.get("parameters"), 1e-6, "M"),
+                _number(_parameters(name), 1e-6, "M"),
                 _number(card.get("bytes"), 1e-6, " MB"),
                 _number(means.get("abs_rel"), digits=3),
                 _number(means.get("d1"), digits=3),
@@ -50,12 +52,16 @@ def describe(name: str) -> str:
     blocks = [name, summary]
     tags = weights.tags(name)
     if not tags:
-        parameters = sum(p.numel() for p in create_model(name, weights=None).parameters())
-        blocks.append(_lines([("parameters", f"{parameters:,}"), ("weights", "none yet")]))
+        blocks.append(_lines([("parameters", f"{_parameters(name):,}"), ("weights", "none yet")]))
     for index, tag in enumerate(tags):
         label = f"{tag} (default)" if index == 0 else tag
         blocks.append(_lines([("weights", label), *_facts(weights.card(name, tag))]))
     return "\n\n".join(blocks)
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):  # no memory, no initialisation
+        return sum(p.numel() for p in create_model(name, weights=None).parameters())
 
 
 def _lines(facts: list[tuple[str, str]]) -> str:

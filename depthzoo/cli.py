@@ -33,6 +33,8 @@ CHUNK_PIXELS = 64_000_000  # pictures that are decoded at a time: at most so man
 
 
 class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"depthzoo: error: {message}\n")
 

@@ -17,7 +17,26 @@ ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | t
 # What Pillow is allowed to open. Others are left out on purpose: EPS, for one, starts a program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .mpo .webp .gif .tif .tiff .bmp .ppm .pgm .pnm .jp2 .avif .heic .heif .tga".split()
+    [
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".mpo",
+        ".webp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".jp2",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".tga",
+    ]
 )
 # Rounding in a caller's own float pipeline may leave [0, 1] by this much.
 TOLERANCE = 1e-3

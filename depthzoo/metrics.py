@@ -75,12 +75,14 @@ class DepthMetrics:
             (N, 9) float64, the figures of each picture in the order of ``METRICS``; NaN without a valid pixel.
 
         Raises:
-            ValueError: for shapes that differ, or a prediction that is not finite.
+            ValueError: for shapes that differ or are others, or a prediction that is not finite.
         """
         if prediction.shape != target.shape:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
             )
+        if not (target.ndim == 3 or (target.ndim == 4 and target.shape[1] == 1)):
+            raise ValueError(f"depth must be (N, H, W) or (N, 1, H, W), got {tuple(target.shape)}")
         if not torch.isfinite(prediction).all():
             raise ValueError("the prediction is not finite")
         mask = self.protocol.valid(target).flatten(1)

@@ -169,6 +169,11 @@ class Run:
 
     # -- one step -----------------------------------------------------------------------------------------
 
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pictures of this step."""
+        config = self.config
+        return config.first_size if self.step < config.first_share * self.total else config.size
+
     def _batch(self) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """image (N, 3, H, W), depth and mask (N, 1, H, W), keys."""
         config = self.config
@@ -176,7 +181,7 @@ class Run:
         streams = [(self.stream, config.batch_size - extra)]
         if self.second is not None and extra:
             streams.append((self.second, extra))
-        size = config.first_size if self.step < config.first_share * self.total else config.size
+        size = self.size()
         parts, keys = [], []
         for stream, count in streams:
             batch = stream.batch(self.step * count, count)
@@ -250,7 +255,7 @@ class Run:
         model = self.trained().eval()
         protocol = "eigen" if self.val.info["splits"]["val"]["size"] == [480, 640] else "full"
         results, _ = evaluate(
-            torch_predict(model, self.device), self.val, self.config.size, protocol, progress=False
+            torch_predict(model, self.device), self.val, self.size(), protocol, progress=False
         )
         self.model.train()
         figures = results["per_image"]

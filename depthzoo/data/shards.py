@@ -101,7 +101,7 @@ class ShardWriter:
             raise ValueError(f"sample key {key!r} is a duplicate, empty, or has a dot or a slash")
         self._keys.add(key)
         if self._tar is None:
-            self._tar = tarfile.open(self._part(), "w", format=tarfile.USTAR_FORMAT)
+            self._tar = tarfile.open(self._part(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         row: list[Any] = [key, extension]
         for name, content in ((f"{key}.{extension}", image), (f"{key}.depth.png", depth)):
             member = tarfile.TarInfo(name)  # mtime 0: the same samples give the same bytes

@@ -1,5 +1,6 @@
 """What every model of the zoo is made of: the contract, the normalisation, the head, the seam."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, Unpack
@@ -138,7 +139,7 @@ class DepthHead(nn.Module):
         # Small weights: the first predictions are the bias, and the gradient still reaches the body.
         nn.init.normal_(self.conv.weight, std=0.01)
         share = (mean_depth - min_depth) / (max_depth - min_depth)
-        bias = torch.logit(torch.tensor(share)).item() if head == "sigmoid" else mean_depth
+        bias = math.log(share / (1 - share)) if head == "sigmoid" else mean_depth
         nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
 
     def logits(self, features: Tensor) -> Tensor:

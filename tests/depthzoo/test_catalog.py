@@ -37,7 +37,7 @@ def test_list_is_a_table(capsys: pytest.CaptureFixture[str], two_weights: None) 
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["NAME", "PARAMETERS", "FILE", "ABSREL", "D1", "WEIGHTS"]
     assert ["unet_mobilenet_v3", "3.5M", "7.1", "MB", "0.221", "0.654", "nyu,", "old"] in rows
-    assert ["unet", "-", "-", "-", "-", "-"] in rows
+    assert ["unet", "31.0M", "-", "-", "-", "-"] in rows
     assert len(rows) == 7
 
 

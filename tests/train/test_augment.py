@@ -101,7 +101,7 @@ def test_colour_leaves_depth_alone_and_stays_in_range() -> None:
         batch = make(picture, METRE, FULL)
         batch.draws[0] = sample_draws(1, 2, index)
         image, depth, _ = augment(batch, (48, 64), config, CPU)
-        assert 0 <= image.min() and image.max() <= 1 and torch.isfinite(image).all()
+        assert image.min() >= 0 and image.max() <= 1 and torch.isfinite(image).all()
         assert torch.allclose(depth, torch.tensor(1.0))
 
 

@@ -1,0 +1,1 @@
+"""One script per question; not installed with the library."""

@@ -1,0 +1,166 @@
+"""Where things stand: furniture along the walls and in the middle of a room, and the lights above."""
+
+from math import cos, pi, sin
+
+import numpy as np
+
+from depthzoo.data.rooms.appliances import APPLIANCES
+from depthzoo.data.rooms.building import Building, Light
+from depthzoo.data.rooms.furniture import FURNITURE
+from depthzoo.data.rooms.pieces import Generator, Material, Piece, cloth, pick
+
+STOCK = FURNITURE | APPLIANCES
+ALONG: dict[str, list[str]] = {
+    "bedroom": [
+        "nightstand",
+        "cabinet",
+        "wardrobe",
+        "bookshelf",
+        "desk",
+        "chair",
+        "armchair",
+        "bin",
+        "pile",
+        "pile",
+        "plant",
+    ],
+    "living": [
+        "sofa",
+        "armchair",
+        "television",
+        "bookshelf",
+        "cabinet",
+        "plant",
+        "floor_lamp",
+        "table",
+        "pile",
+    ],
+    "kitchen": ["counter", "counter", "fridge", "cabinet", "bin", "table", "pile"],
+    "office": ["desk", "desk", "bookshelf", "cabinet", "bin", "pile", "plant", "office_chair", "table"],
+    "dining": ["cabinet", "bookshelf", "armchair", "plant", "chair", "floor_lamp", "counter"],
+    "bathroom": ["basin", "toilet", "tub", "bin", "cabinet"],
+    "store": ["bookshelf", "wardrobe", "cabinet", "table", "pile", "pile", "sofa", "desk", "bed", "bin"],
+}
+FIRST: dict[str, str] = {
+    "bedroom": "bed",
+    "living": "sofa",
+    "kitchen": "counter",
+    "office": "desk",
+    "bathroom": "basin",
+}
+MIDDLE: dict[str, list[str]] = {
+    "bedroom": ["pile", "office_chair", "coffee_table"],
+    "living": ["coffee_table", "coffee_table", "armchair", "table"],
+    "kitchen": ["table", "table", "chair"],
+    "office": ["office_chair", "table", "chair", "pile"],
+    "dining": ["table"],
+    "bathroom": ["pile"],
+    "store": ["table", "pile", "chair", "office_chair"],
+}
+
+
+class Layout(Building):
+    """A furnished building of a kind drawn at random."""
+
+    def __init__(self, g: Generator) -> None:
+        super().__init__(pick(g, list(ALONG)[:5] * 2 + list(ALONG)), g)
+        self.build()
+        self.furnish()
+
+    def furnish(self) -> None:
+        g = self.g
+        first = FIRST.get(self.kind)
+        for wall in g.permutation(4):
+            s = g.uniform(0.0, 0.5)
+            for _ in range(9):
+                names = ALONG[self.kind]
+                piece, name = Piece(), first or names[int(g.integers(len(names)))]
+                STOCK[name](piece, g)
+                left, right, _, _ = piece.bounds()
+                x, y, yaw = self.on_wall(int(wall), s - left)
+                turn = g.normal(0, 0.25) if name in ("chair", "armchair", "office_chair", "pile") else 0.0
+                inset = abs(turn) * 0.5 + (g.uniform(0, 0.1) if g.uniform() < 0.5 else 0.0)
+                if self.try_put(piece, x - sin(yaw) * inset, y + cos(yaw) * inset, yaw + turn):
+                    first = None
+                    s += right - left
+                    if name == "desk" and g.uniform() < 0.7:
+                        seat = Piece()
+                        FURNITURE["office_chair"](seat, g)
+                        off = g.uniform(1.0, 1.25)
+                        self.try_put(
+                            seat, x - sin(yaw) * off, y + cos(yaw) * off, yaw + pi + g.normal(0, 0.6)
+                        )
+                else:
+                    s += 0.25
+                s += g.exponential(0.15)
+        for _ in range(int(g.integers(2, 8))):
+            self._middle(MIDDLE[self.kind])
+        if g.uniform() < 0.4:
+            rug, w, d = Piece(), g.uniform(0.6, 1.4), g.uniform(0.5, 1.0)
+            rug.box(
+                -w,
+                w,
+                -d,
+                d,
+                0,
+                0.012,
+                cloth(g)._replace(texture=g.choice(["rug", "carpet", "stripes", "spots"])),
+            )
+            self.put(rug, self.x * g.uniform(0.35, 0.65), self.y * g.uniform(0.35, 0.65), g.normal(0, 0.15))
+        self._ceiling_lights()
+
+    def _middle(self, names: list[str]) -> None:
+        g, piece = self.g, Piece()
+        name = names[int(g.integers(len(names)))]
+        STOCK[name](piece, g)
+        yaw = g.choice([0, pi / 2, pi, -pi / 2]) + g.normal(0, 0.12)
+        x, y = g.uniform(0.8, self.x - 0.8), g.uniform(0.8, self.y - 0.8)
+        if not self.try_put(piece, x, y, yaw, 0.1) or name != "table":
+            return
+        left, right, back, front = piece.bounds()
+        for side, (a, b, turn) in enumerate(
+            [
+                (0.0, back - 0.25, 0.0),
+                (0.0, front + 0.25, pi),
+                (left - 0.25, (back + front) / 2, -pi / 2),
+                (right + 0.25, (back + front) / 2, pi / 2),
+            ]
+        ):
+            for shift in (-0.35, 0.35) if side < 2 and right - left > 1.3 else (0.0,):
+                if g.uniform() < 0.65:
+                    seat = Piece()
+                    FURNITURE["chair"](
+                        seat, np.random.default_rng(int(1000 * (x + y)))
+                    )  # the chairs of a table are alike
+                    a2 = a + shift + g.normal(0, 0.05)
+                    self.put(
+                        seat,
+                        x + cos(yaw) * a2 - sin(yaw) * b,
+                        y + sin(yaw) * a2 + cos(yaw) * b,
+                        yaw + turn + g.normal(0, 0.15),
+                    )
+
+    def _ceiling_lights(self) -> None:
+        g = self.g
+        lit = g.uniform() < (0.6 if self.day else 1.0)
+        warm = g.uniform(0, 1)
+        colour = np.array([1.0, 0.93 - 0.1 * warm, 0.86 - 0.3 * warm])
+        tubes = self.kind in ("office", "store", "kitchen") and g.uniform() < 0.6
+        for _ in range(int(g.integers(1, 3))):
+            x, y = self.x * g.uniform(0.3, 0.7), self.y * g.uniform(0.3, 0.7)
+            piece = Piece()
+            glow = Material("plain", (1, 0.97, 0.9), (1, 1, 1), glow=8.0 if lit else 0.0)
+            drop = 0.08 if tubes else g.choice([0.1, 0.25, 0.6])
+            if tubes:
+                piece.box(-0.6, 0.6, -0.15, 0.15, self.z - 0.05, self.z, glow)
+            else:
+                piece.can(0, 0, self.z - drop, self.z, 0.01, Material("plain", (0.2, 0.2, 0.2), (0, 0, 0)))
+                piece.can(
+                    0, 0, self.z - drop - 0.08, self.z - drop, g.uniform(0.12, 0.22), glow, -g.uniform(0, 0.5)
+                )
+            self.put(piece, x, y, g.choice([0, pi / 2]))
+            if lit:
+                power = g.uniform(2.0, 5.0) * colour
+                self.lights.append(
+                    Light((x, y, self.z - drop - 0.12), (0, 0, -1), tuple(power.tolist()), 0.4, 3.5)
+                )
