@@ -192,7 +192,9 @@ class combined(DepthLoss):  # noqa: N801
         if not self.weights:
             raise ValueError("combined: terms must name at least one loss")
         if stray := sorted(set(options or {}) - set(self.weights)):
-            raise ValueError(f"combined: options for {', '.join(stray)}, but the terms are {', '.join(self.weights)}")
+            raise ValueError(
+                f"combined: options for {', '.join(stray)}, but the terms are {', '.join(self.weights)}"
+            )
         self.terms = nn.ModuleDict(
             {name: create_loss(name, **(options or {}).get(name, {})) for name in self.weights}
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from depthzoo.data.shards import ShardDataset, write_json
@@ -28,6 +28,8 @@ from train.loading import DecodedSet, SampleStream
 
 # Offset between the seeds of the two data sets' orders.
 SECOND_SEED = 1_000_003
+# Batches from which the averaged weights get their BatchNorm statistics.
+CALIBRATION_BATCHES = 32
 
 
 class TrainingError(ValueError):
@@ -145,7 +147,7 @@ class Run:
         self.info = train_set.info
         self.model = build_model(config).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
             if config.ema
             else None
         )
@@ -155,6 +157,7 @@ class Run:
         self.total = config.steps or config.epochs * math.ceil(len(train_set) / config.batch_size)
         self.last_step = min(self.total, max_steps) if max_steps else self.total
         self.step = 0
+        self._calibrated = -1
         self.best = math.inf
         self.history: list[dict[str, float]] = []
         self.resumed_from: list[int] = []
@@ -174,8 +177,8 @@ class Run:
         config = self.config
         return config.first_size if self.step < config.first_share * self.total else config.size
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """image (N, 3, H, W), depth and mask (N, 1, H, W), keys."""
+    def _batch(self, step: int | None = None) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """Of this step, or of another: image (N, 3, H, W), depth and mask (N, 1, H, W), keys."""
         config = self.config
         extra = round(config.mix * config.batch_size)
         streams = [(self.stream, config.batch_size - extra)]
@@ -184,7 +187,7 @@ class Run:
         size = self.size()
         parts, keys = [], []
         for stream, count in streams:
-            batch = stream.batch(self.step * count, count)
+            batch = stream.batch((self.step if step is None else step) * count, count)
             parts.append(augment(batch, size, config.augment, self.device))
             keys += batch.keys
         image, depth, mask = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -250,8 +253,22 @@ class Run:
         model: Any = self.model if self.average is None else self.average.module
         return model  # type: ignore[no-any-return]
 
+    def calibrate(self) -> None:
+        """Gives the averaged weights BatchNorm statistics of their own, from the last batches.
+
+        Those of the trained model are of other weights, and an average of them lags behind by far: a network
+        that predicts well on the statistics of its batch is then off by a factor.
+        """
+        if self.average is None or self._calibrated == self.step:
+            return
+        self._calibrated = last = self.step
+        images = (self._batch(step)[0] for step in range(max(0, last - CALIBRATION_BATCHES), last))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            update_bn(images, self.average.module)
+
     def validate(self, loss: float, speed: float) -> dict[str, float]:
         """Evaluates on the validation split; keeps the weights if they are the best so far."""
+        self.calibrate()
         model = self.trained().eval()
         protocol = "eigen" if self.val.info["splits"]["val"]["size"] == [480, 640] else "full"
         results, _ = evaluate(
@@ -308,6 +325,7 @@ class Run:
             "history": self.history,
             "resumed_from": self.resumed_from,
         }
+        self.calibrate()
         average = None if self.average is None else self.average.state_dict()
         save_checkpoint(
             self.checkpoint_path,

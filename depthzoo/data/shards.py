@@ -5,6 +5,7 @@ of one shard: ``key.jpg`` or ``key.png``, RGB, and ``key.depth.png``, 16-bit mil
 Beside each shard lies its index, ``{split}-000000.index.json``: where each member starts and how long it is.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,8 @@ from PIL import Image
 
 FORMAT = "depthzoo-shards"
 VERSION = 1
+# Types of a row of an index: key, extension, then offset and length of the image and of the depth.
+ROW = (str, str, int, int, int, int)
 
 
 class DatasetError(ValueError):
@@ -29,16 +32,25 @@ class DatasetError(ValueError):
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON aside, syncs and renames, so that a reader never sees half a file."""
     aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def encode_depth(depth: np.ndarray) -> bytes:
-    """Metres (H, W) to a 16-bit millimetre PNG; what is not finite or not positive becomes 0, invalid."""
+    """Metres (H, W) to a 16-bit millimetre PNG.
+
+    What is not finite or not positive, or nearer than half a millimetre, becomes 0, invalid; what is beyond
+    65.535 m becomes that.
+    """
+    depth = np.asarray(depth, dtype=np.result_type(depth, np.float32))  # float16 steps by 8 mm at 10 m
     with np.errstate(invalid="ignore"):
         millimetres = np.where(np.isfinite(depth) & (depth > 0), np.rint(depth * 1000.0), 0)
     buffer = io.BytesIO()
@@ -57,7 +69,7 @@ def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, by
 
 
 class ShardWriter:
-    """Writes the shards of one split; a context manager.
+    """Writes the shards of one split; a context manager. After an exception it takes back what it wrote.
 
     Args:
         folder: of the data set; made if it is not there.
@@ -83,20 +95,34 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._finish_shard()
-            count = sum(shard["count"] for shard in self._shards)
-            self.entry = {"count": count, "shards": self._shards}
-        elif self._tar is not None:
-            self._tar.close()
-            self._part().unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._discard)
+            if kind is None:
+                self._finish_shard()
+                self.entry = {"count": sum(s["count"] for s in self._shards), "shards": self._shards}
+                stack.pop_all()
+
+    def _discard(self) -> None:
+        if self._tar is not None:
+            with contextlib.suppress(OSError):  # a full disk refuses the end of the archive too
+                self._tar.close()
+            self._tar = None
+        self._part().unlink(missing_ok=True)
+        written = [shard["file"] for shard in self._shards]
+        if self._members:  # it may have its name already, if its index could not be written
+            written.append(f"{self._name()}.tar")
+        for path in (self.folder / name for name in written):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".index.json").unlink(missing_ok=True)
 
     def write(self, key: str, extension: str, image: bytes, depth: bytes) -> None:
         """Adds a sample: the image's encoded bytes and ``encode_depth``'s.
 
         Raises:
-            ValueError: for a key that was written before, or that has a dot or a slash.
+            ValueError: for a key that was written before, or that has a dot or a slash; another extension.
         """
+        if extension not in ("jpg", "png"):
+            raise ValueError(f"sample {key!r}: an image's extension is jpg or png, not {extension!r}")
         if key in self._keys or not key or "." in key or "/" in key:
             raise ValueError(f"sample key {key!r} is a duplicate, empty, or has a dot or a slash")
         self._keys.add(key)
@@ -165,6 +191,8 @@ def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise DatasetError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise DatasetError(f"{path} does not describe {FORMAT} version {VERSION}")
+    if not isinstance(content.get("splits"), dict):
+        raise DatasetError(f"{path} has no table of splits")
     return content
 
 
@@ -191,19 +219,21 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
             has = ", ".join(sorted(self.info["splits"])) or "none"
             raise DatasetError(f"{folder} has no split {split!r}; it has: {has}")
         entry = self.info["splits"][split]
-        self.focal_px = float(entry["focal_px"])
+        try:
+            self.focal_px = float(entry["focal_px"])
+            shards = [(str(s["file"]), int(s["count"]), int(s["bytes"])) for s in entry["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{folder}: dataset.json lacks part of split {split!r}: {error!r}") from None
         self._rows: list[tuple[Path, list[Any]]] = []
-        for shard in entry["shards"]:
-            path = self.folder / shard["file"]
+        for name, count, size in shards:
+            path = self.folder / name
             if not path.is_file():
                 raise DatasetError(f"{path} is missing; dataset.json names it")
-            if path.stat().st_size != shard["bytes"]:
-                raise DatasetError(
-                    f"{path} has {path.stat().st_size} bytes, dataset.json says {shard['bytes']}"
-                )
+            if path.stat().st_size != size:
+                raise DatasetError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}")
             rows = self._read_index(path)
-            if len(rows) != shard["count"]:
-                raise DatasetError(f"{path} has {len(rows)} samples, dataset.json says {shard['count']}")
+            if len(rows) != count:
+                raise DatasetError(f"{path} has {len(rows)} samples, dataset.json says {count}")
             self._rows += [(path, row) for row in rows]
         if not self._rows:
             raise DatasetError(f"{folder}: split {split!r} is empty")
@@ -214,23 +244,34 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
         index = path.with_suffix(".index.json")
         if not index.is_file():
             raise DatasetError(f"{index} is missing; run python -m train.prepare again")
-        rows: list[list[Any]] = json.loads(index.read_text(encoding="utf-8"))
+        try:
+            rows: list[list[Any]] = json.loads(index.read_text(encoding="utf-8"))
+            for key, extension, *places in rows:
+                if not all(isinstance(x, t) for x, t in zip((key, extension, *places), ROW, strict=True)):
+                    raise ValueError(f"sample {key!r} is {places}")
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"{index} is no index ({error}); run python -m train.prepare again") from None
         return rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def encoded(self, index: int) -> tuple[bytes, bytes]:
-        """The stored bytes of the image and of the depth PNG."""
-        path, (key, _, image_at, image_bytes, depth_at, depth_bytes) = self._rows[index]
+        """The stored bytes of the image and of the depth PNG; ``DatasetError`` where the index is wrong."""
+        path, (key, extension, image_at, image_bytes, depth_at, depth_bytes) = self._rows[index]
+        members = []
         with open(path, "rb") as file:
-            file.seek(image_at)
-            image = file.read(image_bytes)
-            file.seek(depth_at)
-            depth = file.read(depth_bytes)
-        if len(image) != image_bytes or len(depth) != depth_bytes:
-            raise DatasetError(f"{path}: sample {key!r} is cut short")
-        return image, depth
+            for name, at, size in (
+                (f"{key}.{extension}", image_at, image_bytes),
+                (f"{key}.depth.png", depth_at, depth_bytes),
+            ):
+                # The tar header before the content has the name: an index of other samples is noticed.
+                file.seek(max(at - tarfile.BLOCKSIZE, 0))
+                header, content = file.read(tarfile.BLOCKSIZE), file.read(size)
+                if header[:100].rstrip(b"\0") != name.encode() or len(content) != size:
+                    raise DatasetError(f"{path}: {name} is cut short, or not where the index has it")
+                members.append(content)
+        return members[0], members[1]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override]
         """Decodes a sample.
@@ -245,9 +286,10 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
             image = np.asarray(Image.open(io.BytesIO(image_bytes)).convert("RGB"))
             picture = Image.open(io.BytesIO(depth_bytes))
             mode, depth = picture.mode, np.asarray(picture)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow raises SyntaxError, struct.error and its own besides
             raise DatasetError(f"{path}: sample {row[0]!r} cannot be decoded: {error}") from None
-        if not mode.startswith("I;16"):
+        # A PNG has at most 16 bits; Pillow 10.1 opens those of 16 as mode I.
+        if mode != "I" and not mode.startswith("I;16"):
             raise DatasetError(f"{path}: depth of sample {row[0]!r} is not a 16-bit PNG but mode {mode}")
         if depth.shape != image.shape[:2]:
             raise DatasetError(

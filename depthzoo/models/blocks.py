@@ -37,7 +37,7 @@ class ImageNetNormalize(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return (image - self.mean) / self.std
+        return (image.float() - self.mean) / self.std
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3, bias: bool = False) -> nn.Sequential:
@@ -144,7 +144,8 @@ class DepthHead(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return self.conv(features.float())
+            weight, bias = self.conv.weight.float(), self.conv.bias.float()  # type: ignore[union-attr]
+            return F.conv2d(features.float(), weight, bias, padding=self.conv.padding)  # type: ignore[arg-type]
 
     def depth(self, logits: Tensor) -> Tensor:
         if self.kind == "linear":
@@ -214,7 +215,9 @@ class DepthModel(nn.Module):
             )
         if not image.is_floating_point():
             raise ValueError(f"{self.name}: image must be float in [0, 1], got {image.dtype}; divide by 255")
-        logits = self.predict_logits(self.normalize(image))
+        # A body in half precision takes its own; the range of depth stays float32 whatever it is.
+        body = next(self.encoder.parameters()).dtype
+        logits = self.predict_logits(self.normalize(image).to(body))
         depth = self.head.depth(match_size(logits[0], image))
         return [depth, *map(self.head.depth, logits[1:])] if all_heads else depth
 
@@ -236,7 +239,9 @@ def load_encoder(encoder: Encoder, encoder_weights: str | os.PathLike[str] | Non
         )
     state = imagenet.get_state_dict(progress=True, check_hash=True)
     own = encoder.body.state_dict()  # type: ignore[union-attr]
-    encoder.body.load_state_dict({key: state[key] for key in own}, strict=True)  # type: ignore[union-attr]
+    # By the file's keys: a file older than num_batches_tracked (VGG's) has none, and BatchNorm fills it in.
+    body = {key: value for key, value in state.items() if key in own}
+    encoder.body.load_state_dict(body, strict=True)  # type: ignore[union-attr]
 
 
 def assemble(
