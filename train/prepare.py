@@ -1,149 +1,188 @@
 """Turns a source into the shards that training reads.
 
 python -m train.prepare nyu-labelled nyu_depth_v2_labeled.mat --out DIR [--size 240x320] [--depth filled|raw]
+python -m train.prepare nyu-50k nyu_data.zip --out DIR --size 240x320
+python -m train.prepare nyu-h5 FOLDER --out DIR
+python -m train.prepare nyu-sync FOLDER --out DIR [--train-list FILE] [--test-list FILE]
+python -m train.prepare pairs PICTURES DEPTHS --scale 0.001 --out DIR [--focal PX]
 python -m train.prepare rooms --count 1000 --size 240x320 --out DIR
+python -m train.prepare verify DIR [--full]
+python -m train.prepare sheet DIR --out sheet.png
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
-
-from depthzoo.data.shards import ShardWriter, encode_depth, encode_image, write_dataset
 from train.arguments import command, parse_size
-from train.sources import nyu_labelled, synthetic_rooms
-from train.sources.frames import Frame, SourceError
+from train.contact_sheet import write_sheet
+from train.crew import cores
+from train.encoding import check_unit, resize_frame
+from train.shard_job import SAMPLES_PER_SHARD, prepare
+from train.sources.frames import Frame, Item, Source, SourceError
+from train.sources.nyu_50k import Nyu50k
+from train.sources.nyu_h5 import NyuH5
+from train.sources.nyu_labelled import NyuLabelled
+from train.sources.nyu_sync import NyuSync
+from train.sources.pairs import Pairs
+from train.sources.synthetic_rooms import Rooms
+from train.verify import problems
 
-# A median outside this range of metres means that the depth is in another unit.
-PLAUSIBLE_MEDIAN = (0.3, 20.0)
-JPEG_QUALITY = 95
-
-
-def resize_frame(frame: Frame, size: tuple[int, int]) -> Frame:
-    """The frame at ``size`` (H, W): the image antialiased, the depth by nearest, the focal length with it."""
-    height, width = size
-    if frame.image.shape[:2] == size:
-        return frame
-    image = np.asarray(Image.fromarray(frame.image).resize((width, height), Image.Resampling.LANCZOS))
-    metres = torch.from_numpy(np.ascontiguousarray(frame.depth, dtype=np.float32))[None, None]
-    depth = torch.nn.functional.interpolate(metres, size=size, mode="nearest-exact")[0, 0].numpy()
-    return Frame(frame.split, frame.key, image, depth, frame.focal_px * width / frame.image.shape[1])
+__all__ = ["check_unit", "parser", "resize_frame", "run", "write"]
 
 
-def check_unit(frame: Frame) -> None:
-    """Refuses depth that cannot be metres.
+class _InMemory(Source):
+    name = "memory"
 
-    Raises:
-        SourceError: with the likely scale.
-    """
-    valid = frame.depth[np.isfinite(frame.depth) & (frame.depth > 0)]
-    if valid.size == 0:
-        return
-    median = float(np.median(valid))
-    low, high = PLAUSIBLE_MEDIAN
-    if not low <= median <= high:
-        scale = min((1e-3, 1e-2, 1e2, 1e3), key=lambda s: abs(np.log(median * s / 2.5)))
-        raise SourceError(
-            f"sample {frame.key!r}: median depth {median:.4g} is not in metres "
-            f"({low:g} to {high:g} expected); the likely scale is {scale:g}"
-        )
+    def __init__(self, frames: list[Frame], about: dict[str, Any]) -> None:
+        self.frames, self.arguments, self.about = frames, {}, about
+
+    def items(self) -> list[Item]:
+        return [Item(frame.split, frame.key, number) for number, frame in enumerate(self.frames)]
+
+    def load(self, item: Item, handle: Any) -> Frame:
+        return self.frames[item.where]
 
 
 def write(
     frames: Iterator[Frame], total: int, out: Path, size: tuple[int, int] | None, **about: str
 ) -> dict[str, int]:
-    """Writes the frames, split after split, and ``dataset.json`` last.
+    """Writes frames that fit into memory; an old data set in ``out`` is replaced when all is written.
 
     Args:
-        frames: in the order of their splits.
-        total: for the progress bar.
-        out: folder of the data set; its old content is replaced when all is written.
+        frames: of all splits.
+        total: how many of them at most.
+        out: folder of the data set.
         size: (H, W) of train frames; the others keep theirs.
         **about: goes into ``dataset.json``.
 
     Returns:
         Number of samples by split.
     """
-    aside = out.with_name(out.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    splits: dict[str, dict[str, object]] = {}
-    writer: ShardWriter | None = None
-    first: Frame | None = None
+    return prepare(_InMemory(list(islice(frames, total)), about), out, size, overwrite=True)[0]
 
-    def close() -> None:
-        if writer is not None and first is not None:
-            writer.__exit__(None, None, None)
-            extra = {"size": list(first.image.shape[:2]), "focal_px": first.focal_px}
-            splits[first.split] = {**writer.entry, **extra}
 
-    try:
-        for frame in tqdm(frames, total=total, unit="frame", disable=None):
-            check_unit(frame)
-            if size is not None and frame.split == "train":
-                frame = resize_frame(frame, size)
-            if first is None or frame.split != first.split:
-                close()
-                writer, first = ShardWriter(aside, frame.split), frame
-            assert writer is not None
-            quality = JPEG_QUALITY if size is not None and frame.split == "train" else None
-            extension, image = encode_image(frame.image, quality)
-            writer.write(frame.key, extension, image, encode_depth(frame.depth))
-        close()
-        if not splits:
-            raise SourceError("the source has no frames")
-        write_dataset(aside, splits, **about)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if out.exists():
-        shutil.rmtree(out)
-    aside.rename(out)
-    return {name: int(entry["count"]) for name, entry in splits.items()}  # type: ignore[call-overload]
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: expected 0 or more and less than 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.prepare", description=__doc__.splitlines()[0])
-    sources = main.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    labelled = sources.add_parser(
+    commands = main.add_subparsers(dest="source", required=True, metavar="SOURCE|verify|sheet")
+
+    labelled = commands.add_parser(
         "nyu-labelled", help="nyu_depth_v2_labeled.mat, 795 train and 654 test frames"
     )
     labelled.add_argument("path", type=Path, metavar="PATH.mat")
     labelled.add_argument(
         "--depth", choices=("filled", "raw"), default="filled", help="in-painted or with holes"
     )
-    labelled.add_argument(
-        "--size", type=parse_size, metavar="HxW", help="resize train frames (default: keep)"
+    fifty = commands.add_parser("nyu-50k", help="nyu_data.zip or its folder, 50,688 train frames")
+    fifty.add_argument("path", type=Path, metavar="ZIP|FOLDER")
+    h5 = commands.add_parser("nyu-h5", help="HDF5 frames, loose or in tars, 47,584 train frames")
+    h5.add_argument("path", type=Path, metavar="FOLDER|TAR")
+    sync = commands.add_parser("nyu-sync", help="synchronised frames with list files, 24,231 train frames")
+    sync.add_argument("path", type=Path, metavar="FOLDER")
+    sync.add_argument("--train-list", type=Path, metavar="FILE", help="rows: rgb depth focal")
+    sync.add_argument("--test-list", type=Path, metavar="FILE")
+    pairs = commands.add_parser("pairs", help="two folders of pictures and depth maps with equal names")
+    pairs.add_argument("path", type=Path, metavar="PICTURES")
+    pairs.add_argument("depths", type=Path, metavar="DEPTHS")
+    pairs.add_argument("--scale", type=float, required=True, help="metres per unit of depth, 0.001 for mm")
+    pairs.add_argument(
+        "--focal", type=float, metavar="PX", help="focal length (default: NYU's field of view)"
     )
-    rooms = sources.add_parser("rooms", help="synthetic rooms, rendered here")
+    rooms = commands.add_parser("rooms", help="synthetic rooms, rendered here")
     rooms.add_argument("--count", type=int, default=1000)
-    rooms.add_argument("--size", type=parse_size, default=(240, 320), metavar="HxW")
     rooms.add_argument("--seed", type=int, default=0)
-    for source in (labelled, rooms):
+    rooms.add_argument("--size", type=parse_size, default=(240, 320), metavar="HxW")
+
+    for source in (labelled, fifty, h5, sync, pairs, rooms):
+        if source is not rooms:
+            source.add_argument(
+                "--size", type=parse_size, metavar="HxW", help="of train frames (default: keep)"
+            )
         source.add_argument("--out", type=Path, required=True, metavar="DIR")
+        source.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="processes")
+        source.add_argument(
+            "--max-bad", type=_share, default=0.01, metavar="SHARE", help="of frames that may be skipped"
+        )
+        source.add_argument("--samples-per-shard", type=_positive, default=SAMPLES_PER_SHARD, metavar="N")
+        source.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
+
+    verify = commands.add_parser("verify", help="check a data set: one line a problem, exit code 2")
+    verify.add_argument("path", type=Path, metavar="DIR")
+    verify.add_argument("--full", action="store_true", help="decode every sample")
+    verify.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="processes")
+    sheet = commands.add_parser("sheet", help="a picture of random samples")
+    sheet.add_argument("path", type=Path, metavar="DIR")
+    sheet.add_argument("--out", type=Path, required=True, metavar="PNG")
+    sheet.add_argument("--count", type=_positive, default=12, metavar="N")
+    sheet.add_argument("--seed", type=int, default=0)
     return main
 
 
+def _source(args: argparse.Namespace) -> Source:
+    match args.source:
+        case "nyu-labelled":
+            return NyuLabelled(args.path, args.depth)
+        case "nyu-50k":
+            return Nyu50k(args.path)
+        case "nyu-h5":
+            return NyuH5(args.path)
+        case "nyu-sync":
+            return NyuSync(args.path, args.train_list, args.test_list)
+        case "pairs":
+            return Pairs(args.path, args.depths, args.scale, args.focal)
+        case _:
+            return Rooms(args.count, args.size, args.seed)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    found = 0
+    for line in problems(args.path, args.full, args.workers):
+        print(line, file=sys.stderr)
+        found += 1
+    if not found:
+        print(f"{args.path}: no problem found" + ("" if args.full else " (--full decodes every sample)"))
+    return 2 if found else 0
+
+
 def run(args: argparse.Namespace) -> int:
-    out: Path = args.out
-    if out.exists() and any(out.iterdir()) and not (out / "dataset.json").is_file():
-        raise SourceError(f"{out} is not empty and holds no data set; give another --out")
-    if args.source == "rooms":
-        if args.count < 3:
-            raise SourceError(f"--count {args.count}: at least 3 rooms are needed, one for each split")
-        frames = synthetic_rooms.read(args.count, args.size, args.seed)
-        counts = write(frames, args.count, out, args.size, source="rooms", terms=synthetic_rooms.TERMS)
-    else:
-        name = {"filled": "depths", "raw": "rawDepths"}[args.depth]
-        frames = nyu_labelled.read(args.path, name)
-        about = {"source": "nyu-labelled", "truth": args.depth, "terms": nyu_labelled.TERMS}
-        counts = write(frames, 1449, out, args.size, **about)
-    print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    if args.source == "verify":
+        return _verify(args)
+    if args.source == "sheet":
+        if args.out.suffix.lower() != ".png":
+            raise SourceError(f"--out {args.out}: expected a name that ends in .png")
+        write_sheet(args.path, args.out, args.count, args.seed)
+        print(args.out)
+        return 0
+    counts, written = prepare(
+        _source(args),
+        args.out,
+        args.size,
+        workers=args.workers,
+        max_bad=args.max_bad,
+        samples_per_shard=args.samples_per_shard,
+        overwrite=args.overwrite,
+    )
+    text = ", ".join(f"{count} {split}" for split, count in counts.items())
+    print(f"{args.out}: {text}" + ("" if written else " (already there, left as it is)"))
+    if "test" not in counts:
+        print(f"{args.out}: the source has no test frames, so there is no test split", file=sys.stderr)
     return 0
 
 

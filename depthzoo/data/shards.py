@@ -75,13 +75,14 @@ class ShardWriter:
         folder: of the data set; made if it is not there.
         split: "train", "val" or "test".
         samples_per_shard: how many samples go into one tar.
+        first: number of the first shard, where those before it are there already.
 
     Attributes:
         entry: after closing, the split's part of ``dataset.json``.
     """
 
-    def __init__(self, folder: Path, split: str, samples_per_shard: int = 256) -> None:
-        self.folder, self.split, self.samples_per_shard = folder, split, samples_per_shard
+    def __init__(self, folder: Path, split: str, samples_per_shard: int = 256, first: int = 0) -> None:
+        self.folder, self.split, self.samples_per_shard, self.first = folder, split, samples_per_shard, first
         folder.mkdir(parents=True, exist_ok=True)
         self._shards: list[dict[str, Any]] = []
         self._members: list[list[Any]] = []
@@ -140,7 +141,7 @@ class ShardWriter:
             self._finish_shard()
 
     def _name(self) -> str:
-        return f"{self.split}-{len(self._shards):06d}"
+        return f"{self.split}-{self.first + len(self._shards):06d}"
 
     def _part(self) -> Path:
         return self.folder / f"{self._name()}.tar.part"
@@ -151,9 +152,11 @@ class ShardWriter:
         self._tar.close()
         self._tar = None
         path = self.folder / f"{self._name()}.tar"
+        with open(self._part(), "rb+") as file:
+            os.fsync(file.fileno())  # a shard that has its name is whole, after a power cut too
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.replace(self._part(), path)
         write_json(path.with_suffix(".index.json"), self._members)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self._shards.append(
             {"file": path.name, "count": len(self._members), "bytes": path.stat().st_size, "sha256": digest}
         )

@@ -1,6 +1,8 @@
 """A tiny data set and a tiny .mat, made once."""
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -62,3 +64,32 @@ def split() -> dict[str, list[int]]:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+@pytest.fixture
+def run_prepare() -> Callable[..., int]:
+    """``python -m train.prepare`` in this process: its arguments to its exit code."""
+    from train.arguments import command
+    from train.prepare import parser, run
+
+    return lambda *arguments: command(parser(), run, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def picture_bytes() -> Callable[..., bytes]:
+    """Encodes an array: a jpg or png picture, or a depth PNG of the array's 8 or 16 bits."""
+
+    def encode(array: np.ndarray, form: str = "PNG") -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, form)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def noise() -> Callable[..., np.ndarray]:
+    """uint8 RGB (H, W, 3) that differs from number to number."""
+    return lambda number, size=(32, 48): np.random.default_rng(number).integers(
+        0, 256, (*size, 3), dtype=np.uint8
+    )

@@ -4,19 +4,18 @@
 Source: Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from train.sources.frames import Frame, SourceError
+from train.sources.frames import Frame, FrameError, Item, Source, SourceError
+from train.sources.nyu import FOCAL_PX, TERMS, inside
 
-FOCAL_PX = 518.86
-TERMS = "NYU Depth V2: research use; cite Silberman et al., ECCV 2012"
-# A white border of 6 to 8 pixels surrounds the frames; these rows and columns are inside it by 2.
-INSIDE = (slice(8, 472), slice(9, 631))
+ARRAYS = {"filled": "depths", "raw": "rawDepths"}
 
 
 def official_split() -> dict[str, list[int]]:
@@ -28,37 +27,63 @@ def official_split() -> dict[str, list[int]]:
     }
 
 
-def read(path: Path, depth: str = "depths") -> Iterator[Frame]:
-    """All frames in the order of train, val, test; train frames without the white border.
+class NyuLabelled(Source):
+    """The official ``.mat`` file. A file with the first frames only serves tests and trials.
 
     Args:
-        path: of the ``.mat`` file.
-        depth: "depths" (filled) or "rawDepths" (raw, holes are 0).
-
-    Raises:
-        SourceError: if the file is missing, is no HDF5, or has other arrays or shapes.
+        path: of the file.
+        depth: "filled" or "raw" (holes are 0).
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file; expected nyu_depth_v2_labeled.mat")
-    try:
-        file = h5py.File(path, "r")
-    except OSError:
-        raise SourceError(f"{path}: not an HDF5 (MATLAB v7.3) file, or cut short") from None
-    with file:
-        for name in ("images", depth):
-            if name not in file:
-                raise SourceError(f"{path}: has no array {name!r}; expected nyu_depth_v2_labeled.mat")
-        images, depths = file["images"], file[depth]
-        count = images.shape[0]
-        if images.shape != (count, 3, 640, 480) or depths.shape != (count, 640, 480):
-            raise SourceError(
-                f"{path}: images {images.shape} and {depth} {depths.shape}; expected (N, 3, 640, 480), (N, 640, 480)"
-            )
-        for split, numbers in official_split().items():
-            inside = INSIDE if split == "train" else (slice(None), slice(None))
-            for number in numbers:
-                if number >= count:  # a file with the first frames only serves tests and trials
-                    continue
-                image = images[number].transpose(2, 1, 0)[inside]
-                metres = depths[number].T[inside]
-                yield Frame(split, f"nyu-{number:04d}", np.ascontiguousarray(image), metres, FOCAL_PX)
+
+    name = "nyu-labelled"
+
+    def __init__(self, path: Path, depth: str = "filled") -> None:
+        self.path, self.array = path, ARRAYS[depth]
+        self.arguments = {"depth": depth}
+        self.about = {"truth": depth, "terms": TERMS}
+
+    def items(self) -> list[Item]:
+        if not self.path.is_file():
+            raise SourceError(f"{self.path}: no such file; expected nyu_depth_v2_labeled.mat")
+        try:
+            with self.open() as file:
+                for name in ("images", self.array):
+                    if name not in file:
+                        raise SourceError(
+                            f"{self.path}: has no array {name!r}; expected nyu_depth_v2_labeled.mat"
+                        )
+                images, depths = file["images"], file[self.array]
+                count = images.shape[0]
+                if images.shape != (count, 3, 640, 480) or depths.shape != (count, 640, 480):
+                    raise SourceError(
+                        f"{self.path}: images {images.shape} and {self.array} {depths.shape}; "
+                        "expected (N, 3, 640, 480), (N, 640, 480)"
+                    )
+                # The whole file would take seconds to read: its size and its ends tell files apart.
+                ends = b"".join(a[i].tobytes() for a in (images, depths) for i in (0, -1) if count)
+        except OSError:
+            raise SourceError(f"{self.path}: not an HDF5 (MATLAB v7.3) file, or cut short") from None
+        stamp = f"{self.path.stat().st_size} {hashlib.sha256(ends).hexdigest()}"
+        return [
+            Item(split, f"nyu-{number:04d}", number, stamp)
+            for split, numbers in official_split().items()
+            for number in numbers
+            if number < count
+        ]
+
+    def open(self) -> AbstractContextManager[h5py.File]:
+        # MATLAB's compressed chunks span dozens of frames: the cache has to hold a row of them.
+        file: AbstractContextManager[h5py.File] = h5py.File(
+            self.path, "r", rdcc_nbytes=256 << 20, rdcc_nslots=100_003
+        )
+        return file
+
+    def load(self, item: Item, handle: h5py.File) -> Frame:
+        try:
+            image = handle["images"][item.where].transpose(2, 1, 0)
+            metres = handle[self.array][item.where].T
+        except OSError as error:
+            raise FrameError(f"{self.path}: frame {item.where}: {error}") from None
+        return Frame(
+            item.split, item.key, np.ascontiguousarray(image), metres, FOCAL_PX, inside=inside(image.shape)
+        )

@@ -1,5 +1,6 @@
 """Shards against tarfile's own reading, and each way in which a data set can be wrong."""
 
+import hashlib
 import io
 import json
 import re
@@ -93,7 +94,7 @@ def test_random_access_gives_the_bytes_that_tarfile_reads(folder: Path) -> None:
         with tarfile.open(path) as tar:
             for member in tar:
                 key, kind = member.name.split(".", 1)
-                assert key == list(streamed)[-1] or key not in streamed
+                assert key not in streamed or key == list(streamed)[-1]
                 streamed.setdefault(key, {})[kind] = tar.extractfile(member).read()
     data = ShardDataset(folder, "train")
     assert list(streamed) == data.keys
@@ -102,8 +103,6 @@ def test_random_access_gives_the_bytes_that_tarfile_reads(folder: Path) -> None:
 
 
 def test_dataset_json_counts_bytes_and_digests(folder: Path) -> None:
-    import hashlib
-
     entry = read_dataset(folder)["splits"]["train"]
     assert entry["count"] == COUNT
     for shard in entry["shards"]:
@@ -187,7 +186,7 @@ def test_other_extension_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_exception_while_writing_leaves_nothing(tmp_path: Path, count: int) -> None:
     image, depth = sample(0)
-    with pytest.raises(RuntimeError, match="source"), ShardWriter(tmp_path, "train", 2) as writer:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="source"), ShardWriter(tmp_path, "train", 2) as writer:
         for i in range(count):
             writer.write(f"{i}", *encode_image(image), encode_depth(depth))
         raise RuntimeError("the source broke")
@@ -207,7 +206,7 @@ def test_disk_full_at_the_last_shard_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     image, depth = sample(0)
-    with pytest.raises(OSError, match="No space"), ShardWriter(tmp_path, "train", 2) as writer:  # noqa: PT012
+    with pytest.raises(OSError, match="No space"), ShardWriter(tmp_path, "train", 2) as writer:
         for i in range(3):
             writer.write(f"{i}", *encode_image(image), encode_depth(depth))
         monkeypatch.setattr(shards.os, "fsync", full)
@@ -228,7 +227,9 @@ def test_missing_folder_and_missing_description(tmp_path: Path) -> None:
     refused(tmp_path, r"dataset\.json is missing; run python -m train\.prepare")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"a": 1} x'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\x00", b'{"a": 1} x'], ids=["empty", "half", "bytes", "tail"]
+)
 def test_description_that_is_no_json(folder: Path, content: bytes) -> None:
     (folder / "dataset.json").write_bytes(content)
     refused(folder, r"dataset\.json is not JSON")
@@ -316,6 +317,7 @@ def png(array: np.ndarray) -> bytes:
         (b"", None, "sample 'bad' cannot be decoded"),
         (None, b"no picture", "sample 'bad' cannot be decoded"),
     ],
+    ids=["8 bit", "RGB", "other size", "no picture", "empty", "no depth"],
 )
 def test_sample_that_is_wrong_is_named(
     tmp_path: Path, image: bytes | None, depth: bytes | None, match: str
