@@ -71,7 +71,12 @@ class DepthLoss(nn.Module):
             p = torch.where(mask, prediction.float(), 1.0)
             d = torch.where(mask, target.float(), 1.0)
             values, counts = self.per_picture(p, d, mask)
-            return torch.where(counts, values, 0).sum() / counts.sum().clamp(min=1)
+            count = counts.sum().float()
+            if dist.is_available() and dist.is_initialized():
+                # The mean over ranks, which DDP takes of the gradients, is then that of the global batch.
+                dist.all_reduce(count)
+                count = count / dist.get_world_size()
+            return torch.where(counts, values, 0).sum() / torch.where(count > 0, count, 1)
 
 
 @register_loss

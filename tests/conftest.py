@@ -1,11 +1,18 @@
 """What tests share: the real frames, where DEPTHZOO_DATA says they are."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """Ctrl-C works here and in the tests' subprocesses, also where the suite was started with it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +37,6 @@ def real_data() -> Path:
 def nyu_frames(real_data: Path) -> list[tuple[Path, Path]]:
     """(picture, 8-bit filled depth) of a few test frames."""
     folder = real_data / "nyu_v2_labelled"
-    return [(folder / "images" / f"{i:04d}.jpg", folder / "depths" / f"{i:04d}.png") for i in (0, 8, 200, 1445)]
+    return [
+        (folder / "images" / f"{i:04d}.jpg", folder / "depths" / f"{i:04d}.png") for i in (0, 8, 200, 1445)
+    ]

@@ -175,7 +175,8 @@ class DepthModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name, self.arguments, self.card = type(self).__name__, {}, None
+        self.name = getattr(type(self), "name", type(self).__name__)
+        self.arguments, self.card = {}, None
         self.normalize = ImageNetNormalize()
 
     @property
@@ -216,7 +217,7 @@ class DepthModel(nn.Module):
         if not image.is_floating_point():
             raise ValueError(f"{self.name}: image must be float in [0, 1], got {image.dtype}; divide by 255")
         # A body in half precision takes its own; the range of depth stays float32 whatever it is.
-        body = next(self.encoder.parameters()).dtype
+        body = next(self.parameters()).dtype
         logits = self.predict_logits(self.normalize(image).to(body))
         depth = self.head.depth(match_size(logits[0], image))
         return [depth, *map(self.head.depth, logits[1:])] if all_heads else depth
