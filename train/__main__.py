@@ -1,16 +1,21 @@
 """Trains a model.
 
 python -m train --recipe train/recipes/unet_mobilenet_v3.toml --data DIR --out RUN
+torchrun --nproc-per-node 8 -m train --recipe ... --data DIR --out RUN
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 from depthzoo.predictor import select_device
 from train.arguments import command, parse_size
 from train.config import load_recipe
-from train.engine import Run
+from train.distributed import joined
+from train.engine import Run, RunOptions, check_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,17 +27,26 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--mix-data", type=Path, metavar="DIR", help="a second data set, for a recipe with mix")
     main.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     main.add_argument("--device", metavar="cpu|cuda")
+    main.add_argument(
+        "--cache", choices=("auto", "device", "ram", "none"), default="auto", help="decoded frames"
+    )
+    main.add_argument("--workers", type=int, default=4, metavar="N", help="decoding threads of --cache none")
     main.add_argument("--max-steps", type=int, default=0, metavar="N", help="stop early; the schedule stays")
     main.add_argument("--resume", action="store_true", help="go on from the checkpoint in RUN")
+    main.add_argument("--deterministic", action="store_true", help="the same bits each time, slower")
+    main.add_argument("--compile", action="store_true", help="torch.compile the network")
     settings = main.add_argument_group("instead of the recipe's values")
     settings.add_argument("--size", type=parse_size, metavar="HxW")
-    settings.add_argument("--batch-size", type=int, metavar="N")
+    settings.add_argument("--batch-size", type=int, metavar="N", help="over all processes")
+    settings.add_argument("--accumulate", type=int, metavar="N")
     settings.add_argument("--steps", type=int, metavar="N")
     settings.add_argument("--epochs", type=int, metavar="N")
     settings.add_argument("--lr", type=float)
     settings.add_argument("--seed", type=int)
     settings.add_argument("--mix", type=float, metavar="SHARE")
-    settings.add_argument("--precision", choices=("bf16", "fp32"))
+    settings.add_argument("--precision", choices=("bf16", "fp16", "fp32"))
+    settings.add_argument("--nonfinite", choices=("stop", "skip"))
+    settings.add_argument("--recompute", action="store_true", default=None)
     settings.add_argument("--encoder-weights", metavar="imagenet|none|PATH")
     settings.add_argument("--init", metavar="FILE.safetensors")
     settings.add_argument("--tag")
@@ -41,21 +55,28 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-RUN_ARGUMENTS = ("recipe", "data", "mix_data", "out", "device", "max_steps", "resume")
+OPTIONS = ("mix_data", "device", "cache", "workers", "max_steps", "resume", "deterministic", "compile")
 
 
 def run(args: argparse.Namespace) -> int:
-    overrides = {key: value for key, value in vars(args).items() if key not in RUN_ARGUMENTS}
+    overrides = {
+        key: value for key, value in vars(args).items() if key not in (*OPTIONS, "recipe", "data", "out")
+    }
     config = load_recipe(args.recipe, **overrides)
     device = select_device(args.device)
-    training = Run(config, args.data, args.out, args.mix_data, device, args.max_steps, args.resume)
-    summary = training.train()
-    best = summary["best_val_abs_rel"]
-    print(
-        f"{args.out}: step {summary['step']} of {summary['steps']}"
-        + (f", best val AbsRel {best:.3f}" if best else "")
-    )
-    return 0 if summary["step"] >= training.last_step else 130
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+    if not args.resume:
+        check_writable(args.out)
+    with joined(device) as world:
+        given = {key: getattr(args, key) for key in OPTIONS if key != "device"}
+        training = Run(config, args.data, args.out, RunOptions(device=device, world=world, **given))
+        summary = training.train()
+        if world.writes:
+            best = summary["best_val_abs_rel"]
+            figure = f", best val AbsRel {best:.3f}" if best else ""
+            print(f"{args.out}: step {summary['step']} of {summary['steps']}{figure}")
+        return 0 if summary["step"] >= training.last_step else 130
 
 
 if __name__ == "__main__":

@@ -88,6 +88,21 @@ def recolour(image: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     return image
 
 
+def cut_depth(image: Tensor, depth: Tensor, mask: Tensor, draws: Tensor, probability: float) -> Tensor:
+    """Shows the depth, from near (0) to the picture's farthest (1), in a rectangle of some of the pictures."""
+    height, width = image.shape[-2:]
+    a, b, c, d = (draws[:, index].view(-1, 1, 1, 1) for index in (12, 13, 14, 15))
+    left, top = a * width, b * height
+    # The paper's patch: from a random corner, at most 3/4 of what is left of the picture.
+    right, bottom = left + (width - left) * c * 0.75, top + (height - top) * d * 0.75
+    x = torch.arange(width, device=image.device).view(1, 1, 1, -1)
+    y = torch.arange(height, device=image.device).view(1, 1, -1, 1)
+    inside = (x >= left) & (x < right) & (y >= top) & (y < bottom) & mask
+    inside &= draws[:, 16].view(-1, 1, 1, 1) < probability
+    farthest = depth.amax((2, 3), keepdim=True).clamp(min=1e-3)
+    return torch.where(inside, depth / farthest, image)
+
+
 def augment(
     batch: Batch, size: tuple[int, int], config: AugmentConfig, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,5 +125,8 @@ def augment(
     )
     depth = F.grid_sample(batch.depth.to(device).float() / 1000, grid, mode="nearest", align_corners=False)
     depth = depth / zoom.to(device).view(-1, 1, 1, 1)
-    image = recolour(image, torch.from_numpy(batch.draws).float().to(device), config)
-    return image, depth, depth > 0
+    draws = torch.from_numpy(batch.draws).float().to(device)
+    image, mask = recolour(image, draws, config), depth > 0
+    if config.cutdepth:
+        image = cut_depth(image, depth, mask, draws, config.cutdepth)
+    return image, depth, mask

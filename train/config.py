@@ -27,6 +27,8 @@ class AugmentConfig:
         gamma: largest exponent; its inverse is the smallest.
         channel_swap: probability of a random order of the colour channels.
         grey: probability of a grey picture.
+        cutdepth: probability that a patch of the picture shows its depth instead (Ishii and Yamashita, "CutDepth",
+            2021).
     """
 
     flip: bool = False
@@ -38,6 +40,7 @@ class AugmentConfig:
     gamma: float = 1.0
     channel_swap: float = 0.0
     grey: float = 0.0
+    cutdepth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,26 @@ class TrainConfig:
         first_share: share of the steps at ``first_size``; 0 is off.
         steps: optimiser steps; 0 means that ``epochs`` decides.
         epochs: passes over the train split.
-        batch_size: pictures per step.
-        optimizer: "adamw" or "adam".
+        batch_size: pictures per step, over all processes.
+        accumulate: parts that a batch is worked through in, which weigh alike; BatchNorm sees each by itself.
+        optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         lr: peak learning rate.
         encoder_lr: factor on it for the encoder.
         weight_decay: not applied to biases and normalisation.
         schedule: "onecycle", "constant", or "step" (a tenth after each third).
         warmup: share of the steps in which "onecycle" rises.
+        frozen_encoder_epochs: epochs at the start in which the encoder, its BatchNorm too, stays as it is.
+        freeze_batchnorm: keep all BatchNorm statistics as they are.
+        sync_batchnorm: BatchNorm over all processes; CUDA only.
+        recompute: save memory by computing activations again in the backward pass.
         clip: largest norm of the gradient; 0 is off.
         ema: decay of the exponential moving average of the weights; 0 is off.
         loss: weight by name of a registered loss; they are summed.
         loss_options: arguments of losses that take any, by name.
-        precision: "bf16" (autocast) or "fp32".
+        precision: "bf16" or "fp16" (autocast; losses and head stay float32), or "fp32".
+        nonfinite: what a loss that is not finite does: "stop" the run, or "skip" the batch and count it.
+        max_bad: share of unreadable samples that is left out, each named, before the run stops.
+        patience: validations without a better one before the run stops; 0 is never.
         seed: of the initialisation, the order and the augmentation.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
@@ -84,17 +95,25 @@ class TrainConfig:
     steps: int = 0
     epochs: int = 10
     batch_size: int = 16
+    accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
     encoder_lr: float = 1.0
     weight_decay: float = 0.01
     schedule: str = "onecycle"
     warmup: float = 0.1
+    frozen_encoder_epochs: float = 0.0
+    freeze_batchnorm: bool = False
+    sync_batchnorm: bool = False
+    recompute: bool = False
     clip: float = 1.0
     ema: float = 0.0
     loss: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "bf16"
+    nonfinite: str = "stop"
+    max_bad: float = 0.0
+    patience: int = 0
     seed: int = 0
     validate_every: int = 500
     checkpoint_every: int = 500
@@ -105,14 +124,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choices = {
             "head": ("sigmoid", "linear"),
-            "optimizer": ("adamw", "adam"),
+            "optimizer": ("adamw", "adam", "sgd"),
             "schedule": ("onecycle", "constant", "step"),
-            "precision": ("bf16", "fp32"),
+            "precision": ("bf16", "fp16", "fp32"),
+            "nonfinite": ("stop", "skip"),
         }
         for key, values in choices.items():
             if getattr(self, key) not in values:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
-        for key in ("batch_size", "validate_every", "checkpoint_every", "lr"):
+        for key in ("batch_size", "accumulate", "validate_every", "checkpoint_every", "lr"):
             if getattr(self, key) <= 0:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected more than 0")
         if self.steps <= 0 and self.epochs <= 0:
@@ -122,9 +142,13 @@ class TrainConfig:
                 raise RecipeError(
                     f"{key} = {list(getattr(self, key))}: expected [height, width], both at least 32"
                 )
-        for key in ("mix", "ema", "first_share"):
+        for key in ("mix", "ema", "first_share", "max_bad"):
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
+        if self.batch_size % self.accumulate:
+            raise RecipeError(
+                f"batch_size = {self.batch_size} is not a multiple of accumulate = {self.accumulate}"
+            )
         if not 0 < self.augment.zoom[0] <= self.augment.zoom[1]:
             raise RecipeError(
                 f"augment.zoom = {list(self.augment.zoom)}: expected [smallest, largest], both above 0"

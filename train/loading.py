@@ -1,6 +1,10 @@
-"""Train samples: decoded once, in an order and with variations that depend on (seed, epoch, index) alone."""
+"""Train samples, in an order and with variations that depend on (seed, epoch, index) alone."""
 
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,9 +14,11 @@ from tqdm import tqdm
 from depthzoo.data.shards import DatasetError, ShardDataset
 
 # Uniform numbers per sample, for train.augment.
-DRAWS = 16
+DRAWS = 24
 # int16 millimetres: the farthest depth that a decoded set holds.
 MAX_MILLIMETRES = 32767
+# Share of a GPU's free memory that a decoded set may take unasked.
+DEVICE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,33 +40,160 @@ class Batch:
     keys: list[str]
 
 
+class Frames(Protocol):
+    """Decoded frames by index."""
+
+    keys: list[str]
+    focal_px: float
+
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(N, 3, h, w) uint8 and (N, 1, h, w) int16 millimetres."""
+
+
+def as_tensors(image: np.ndarray, depth: np.ndarray) -> tuple[Tensor, Tensor]:
+    """uint8 (h, w, 3) and uint16 (h, w) to (3, h, w) uint8 and (1, h, w) int16."""
+    millimetres = np.minimum(depth, MAX_MILLIMETRES).astype(np.int16)
+    return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(millimetres).unsqueeze(0)
+
+
+class _Reader:
+    """Decodes samples of one size, and bears with bad ones up to a share of the set."""
+
+    def __init__(self, dataset: ShardDataset, max_bad: float) -> None:
+        self.dataset = dataset
+        self.allowed = int(max_bad * len(dataset))
+        self.bad: set[str] = set()
+        self.size: tuple[int, int] | None = None
+
+    def read(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """A decoded sample, or None for a bad one.
+
+        Raises:
+            DatasetError: for one bad sample too many, or a frame of another size.
+        """
+        key = self.dataset.keys[index]
+        try:
+            image, depth = self.dataset[index]
+        except DatasetError as error:
+            if key not in self.bad:
+                self.bad.add(key)
+                print(f"left out: {error}", file=sys.stderr)
+            if len(self.bad) > self.allowed:
+                raise DatasetError(
+                    f"{len(self.bad)} bad samples of {len(self.dataset)}, {self.allowed} allowed (max_bad); {error}"
+                ) from None
+            return None
+        if self.size is None:
+            self.size = depth.shape
+        if depth.shape != self.size:
+            raise DatasetError(
+                f"{self.dataset.folder}: sample {key!r} is {depth.shape[0]}x{depth.shape[1]}, others "
+                f"{self.size[0]}x{self.size[1]}; prepare the data with --size"
+            )
+        return as_tensors(image, depth)
+
+
 class DecodedSet:
-    """A split decoded into memory.
+    """A split decoded into memory, the machine's or the device's.
 
     Args:
         dataset: whose frames have one size.
+        max_bad: share of samples that may be unreadable; they are named and left out.
+        device: where the frames lie.
+        progress: a bar on a terminal.
 
     Raises:
-        DatasetError: if the frames differ in size; ``train.prepare --size`` makes them equal.
+        DatasetError: for more bad samples, or frames that differ in size.
     """
 
-    def __init__(self, dataset: ShardDataset) -> None:
-        height, width = dataset[0][0].shape[:2]
-        self.keys, self.focal_px = dataset.keys, dataset.focal_px
-        self.images = torch.empty(len(dataset), 3, height, width, dtype=torch.uint8)
-        self.depths = torch.empty(len(dataset), 1, height, width, dtype=torch.int16)
-        for index in tqdm(range(len(dataset)), desc=f"decoding {dataset.split}", unit="frame", disable=None):
-            image, depth = dataset[index]
-            if depth.shape != (height, width):
-                raise DatasetError(
-                    f"{dataset.folder}: sample {dataset.keys[index]!r} is {depth.shape[0]}x{depth.shape[1]}, others "
-                    f"{height}x{width}; prepare the data with --size"
-                )
-            self.images[index] = torch.from_numpy(image.copy()).permute(2, 0, 1)
-            self.depths[index, 0] = torch.from_numpy(np.minimum(depth, MAX_MILLIMETRES).astype(np.int16))
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        max_bad: float = 0.0,
+        device: torch.device | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.focal_px = dataset.focal_px
+        self.keys: list[str] = []
+        reader = _Reader(dataset, max_bad)
+        images: Tensor | None = None
+        bar = tqdm(
+            range(len(dataset)),
+            desc=f"decoding {dataset.split}",
+            unit="frame",
+            disable=None if progress else True,
+        )
+        for index in bar:
+            pair = reader.read(index)
+            if pair is None:
+                continue
+            if images is None:
+                _, height, width = pair[0].shape
+                images = torch.empty(len(dataset), 3, height, width, dtype=torch.uint8, device=device)
+                depths = torch.empty(len(dataset), 1, height, width, dtype=torch.int16, device=device)
+            images[len(self.keys)], depths[len(self.keys)] = pair
+            self.keys.append(dataset.keys[index])
+        if images is None:
+            raise DatasetError(f"{dataset.folder}: split {dataset.split!r} has no readable sample")
+        self.images, self.depths = images[: len(self.keys)], depths[: len(self.keys)]
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        where = torch.tensor(indices, device=self.images.device)
+        return self.images[where], self.depths[where]
+
+
+class LazySet:
+    """A split decoded as it is needed, by several threads.
+
+    Args:
+        dataset: whose frames have one size.
+        max_bad: share of samples that may be unreadable; the next good one stands in.
+        workers: threads.
+    """
+
+    def __init__(self, dataset: ShardDataset, max_bad: float = 0.0, workers: int = 4) -> None:
+        self.keys, self.focal_px = dataset.keys, dataset.focal_px
+        self._reader = _Reader(dataset, max_bad)
+        self._pool = ThreadPoolExecutor(max(1, workers))
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        while (pair := self._reader.read(index)) is None:
+            index = (index + 1) % len(self.keys)
+        return pair
+
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images, depths = zip(*self._pool.map(self._read, indices), strict=True)
+        return torch.stack(images), torch.stack(depths)
+
+
+def open_frames(
+    dataset: ShardDataset,
+    cache: str,
+    device: torch.device,
+    workers: int = 4,
+    max_bad: float = 0.0,
+    progress: bool = True,
+) -> Frames:
+    """Frames of a split, kept where ``cache`` says: "device", "ram", "none", or "auto", which is "device" if half
+    of a GPU's free memory holds them, else "ram".
+
+    Raises:
+        DatasetError: see :class:`DecodedSet`; also if the device is asked for and too small.
+    """
+    if cache == "none":
+        return LazySet(dataset, max_bad, workers)
+    on_device = False
+    if device.type == "cuda" and cache != "ram":
+        height, width = dataset[0][1].shape
+        need, free = len(dataset) * height * width * 5, torch.cuda.mem_get_info(device)[0]
+        on_device = need < DEVICE_SHARE * free
+        if cache == "device" and need >= free:
+            raise DatasetError(
+                f"{dataset.folder}: {need / 2**30:.1f} GiB decoded, {free / 2**30:.1f} GiB free on {device}; "
+                "use --cache ram"
+            )
+        on_device = on_device or cache == "device"
+    return DecodedSet(dataset, max_bad, device if on_device else None, progress)
 
 
 def _generator(seed: int, stream: int, count: int) -> np.random.Generator:
@@ -79,27 +212,45 @@ def sample_draws(seed: int, epoch: int, index: int) -> np.ndarray:
 
 
 class SampleStream:
-    """Batches by position: ``stream.batch(position, count)`` are the samples position, ..., position+count-1 of
-    an endless sequence of shuffled epochs. No state, so a resume is exact.
+    """Batches by position: ``batch(position, count)`` are the samples position, ..., position+count-1 of an endless
+    sequence of shuffled epochs. It has no state that matters, so that a resume is exact.
+
+    Args:
+        data: the frames.
+        seed: of the order and the draws.
+        ahead: a batch so many positions later is fetched in the background; 0 is none.
     """
 
-    def __init__(self, data: DecodedSet, seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: Frames, seed: int, ahead: int = 0) -> None:
+        self.data, self.seed, self.ahead = data, seed, ahead
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._next: tuple[tuple[int, int], Future[tuple[Tensor, Tensor]]] | None = None
+        self._pool = ThreadPoolExecutor(1)
 
     def locate(self, position: int) -> tuple[int, int]:
         """Epoch and sample index at a position."""
-        epoch, offset = divmod(position, len(self.data))
+        epoch, offset = divmod(position, len(self.data.keys))
         if self._order[0] != epoch:
-            self._order = (epoch, permutation(self.seed, epoch, len(self.data)))
+            self._order = (epoch, permutation(self.seed, epoch, len(self.data.keys)))
         return epoch, int(self._order[1][offset])
 
     def batch(self, position: int, count: int) -> Batch:
+        """See above.
+
+        Raises:
+            DatasetError: for what cannot be read.
+        """
         where = [self.locate(position + i) for i in range(count)]
-        indices = torch.tensor([index for _, index in where])
+        if self._next is not None and self._next[0] == (position, count):
+            images, depths = self._next[1].result()
+        else:
+            images, depths = self.data.fetch([index for _, index in where])
+        if self.ahead:
+            later = [self.locate(position + self.ahead + i)[1] for i in range(count)]
+            self._next = ((position + self.ahead, count), self._pool.submit(self.data.fetch, later))
         return Batch(
-            self.data.images[indices],
-            self.data.depths[indices],
+            images,
+            depths,
             np.stack([sample_draws(self.seed, epoch, index) for epoch, index in where]),
             self.data.focal_px,
             [self.data.keys[index] for _, index in where],

@@ -20,8 +20,8 @@ from train.__main__ import parser, run
 from train.arguments import command
 from train.checkpoint import load_checkpoint, same
 from train.config import TrainConfig
-from train.engine import learning_rate
 from train.loading import DecodedSet, SampleStream
+from train.optimize import learning_rate
 
 RECIPE = """
 model = "unet_mobilenet_v3"
@@ -66,7 +66,7 @@ def train(*arguments: object) -> int:
 
 def test_every_epoch_has_every_sample_once(rooms_set: Path) -> None:
     stream = SampleStream(DecodedSet(ShardDataset(rooms_set, "train")), seed=3)
-    count = len(stream.data)
+    count = len(stream.data.keys)
     epochs = [[stream.locate(epoch * count + i)[1] for i in range(count)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -138,10 +138,10 @@ def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Pa
     arguments = ["--recipe", recipe, "--data", real_set, "--mix-data", rooms_set, "--out", out]
     assert train(*arguments, *flags) == 0
     from train.config import load_recipe
-    from train.engine import Run
+    from train.engine import Run, RunOptions
 
-    half = Run(load_recipe(recipe, mix=0.5), real_set, tmp_path / "other", rooms_set)
-    *_, keys = half._batch()
+    half = Run(load_recipe(recipe, mix=0.5), real_set, tmp_path / "other", RunOptions(mix_data=rooms_set))
+    *_, keys = half.batch(0)
     assert [key.split("-")[0] for key in keys] == ["nyu", "nyu", "room", "room"]
 
 

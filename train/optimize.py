@@ -1,0 +1,83 @@
+"""Learning rates, parameter groups, and what is frozen or recomputed."""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.resnet import Bottleneck
+
+from depthzoo.models import DepthModel
+from train.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Learning rate of a step, 0 <= step < total.
+
+    "onecycle" rises from lr/25 to lr over ``warmup`` of the steps and falls to lr/10000, by cosines (Smith and
+    Topin, "Super-Convergence", 2018); "step" divides by ten after each third.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        return config.lr * 0.1 ** min(2, 3 * step // total)
+    rise = max(1, round(config.warmup * total))
+    if step < rise:
+        start, end, share = config.lr / 25, config.lr, step / rise
+    else:
+        start, end, share = config.lr, config.lr / 1e4, (step - rise) / max(1, total - rise)
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizer(model: DepthModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Four groups: encoder and the rest, each with and without weight decay (none on vectors)."""
+    encoder = {id(p) for p in model.encoder.parameters()}
+    groups: list[dict[str, Any]] = []
+    for in_encoder in (True, False):
+        for decayed in (True, False):
+            parameters = [
+                p for p in model.parameters() if (id(p) in encoder) == in_encoder and (p.ndim > 1) == decayed
+            ]
+            if parameters:
+                factor = config.encoder_lr if in_encoder else 1.0
+                decay = config.weight_decay if decayed else 0.0
+                groups.append(
+                    {"params": parameters, "weight_decay": decay, "factor": factor, "lr": config.lr}
+                )
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+    return kind(groups, lr=config.lr)
+
+
+def set_modes(model: DepthModel, config: TrainConfig, encoder_frozen: bool) -> None:
+    """Puts a model into training mode, less what is frozen: the encoder with its BatchNorm, or all BatchNorm."""
+    model.train()
+    model.encoder.requires_grad_(not encoder_frozen)
+    model.encoder.train(not encoder_frozen)
+    if config.freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def recompute_activations(model: DepthModel) -> int:
+    """Makes the residual blocks and the convolution stacks forget their activations and compute them again in
+    the backward pass; how many there are.
+
+    BatchNorm then sees each batch twice, with the same statistics: its running averages move twice as far.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, Bottleneck | InvertedResidual)]
+    inside = {id(child) for block in blocks for child in block.modules()}
+    stacks: list[nn.Module] = []
+    for module in model.modules():
+        # The outermost stacks of layers that hold no block and lie in none.
+        if isinstance(module, nn.Sequential) and not any(id(child) in inside for child in module.modules()):
+            stacks.append(module)
+            inside.update(id(child) for child in module.modules())
+    for module in [*blocks, *stacks]:
+        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+    return len(blocks) + len(stacks)
