@@ -16,6 +16,12 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def seen(card: dict[str, Any]) -> int:
+    """Training images, those of the run that it started from included."""
+    start = card.get("initialised_from")
+    return int(card["trained_on"]["images"]) + (seen(start) if start else 0)
+
+
 def zoo() -> str:
     """A row for each model and each of its tags."""
     counted = json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))["models"]
@@ -34,7 +40,7 @@ def zoo() -> str:
             card = weights.card(name, tag)
             figures = card["metrics"]["per_image"]
             row = " | ".join(f"{figures[key]:.3f}" for key in ("abs_rel", "rmse", "d1"))
-            origin = f"{card['trained_on']['device']}, {card['trained_on']['images']:,} images"
+            origin = f"{card['trained_on']['device']}, {seen(card):,} images"
             lines.append(f"| `{name}` | `{tag}` | {size} | {card['bytes'] / 1e6:.1f} MB | {row} | {origin} |")
     return "\n".join(lines)
 
@@ -79,9 +85,11 @@ def fill(text: str) -> str:
     """
     for name, table in TABLES.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"README.md must have <!-- {name} --> and <!-- /{name} --> once, found {found}")
+        parts = pattern.split(text)
+        if len(parts) != 4:
+            raise ValueError(f"README.md must have <!-- {name} --> and <!-- /{name} --> once")
+        before, opening, closing, after = parts
+        text = f"{before}{opening}{table()}\n{closing}{after}"
     return text
 
 

@@ -127,7 +127,7 @@ class Run:
         second_set = ShardDataset(self.options.mix_data, "train") if self.options.mix_data else None
         if self.world.size > len(train_set):
             raise TrainingError(f"{self.world.size} processes for {len(train_set)} train frames")
-        self.info = train_set.info
+        self.info, self.mixed = train_set.info, second_set.info if second_set else {}
         digests = [
             Path(s.folder, "dataset.json").read_bytes() for s in (train_set, second_set) if s is not None
         ]
@@ -398,6 +398,7 @@ class Run:
             "arguments": model.arguments,
             "size": list(config.size),
             "dataset": {key: self.info.get(key) for key in ("source", "truth", "terms")},
+            "mixed_with": {key: self.mixed.get(key) for key in ("source", "terms")} if self.mixed else None,
             "recipe": to_toml(dataclasses.replace(config, **names)),
             "initialised_from": start or None,
             "depth_range": [model.min_depth, model.max_depth],

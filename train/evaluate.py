@@ -1,48 +1,44 @@
-"""The evaluation protocol of NYU Depth V2, for a model of the zoo or a file of weights.
+"""The evaluation protocol of NYU Depth V2, for a model of the zoo, a run, a file of weights or an ONNX file.
 
-python -m train.evaluate unet_resnet50 --data DIR [--split test] [--flip] [--card weights]
+python -m train.evaluate unet_resnet50 --data DIR [--split test] [--flip] [--worst 12] [--card weights]
 """
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.data.shards import ShardDataset
+from depthzoo.data.shards import ShardDataset, write_json
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics
-from depthzoo.predictor import resize_depth, resize_image, select_device, working_size
+from depthzoo.models import DepthModel
+from depthzoo.predictor import select_device
+from depthzoo.visualize import palette
+from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command, parse_size
 from train.cards import load_any, make_card, store_weights
+from train.inference import Predict, predict_frames, torch_predict
+from train.onnx_network import OnnxNetwork, runs_on
+from train.samples import make_samples, ranked, write_strips
 
-Predict = Callable[[Tensor], Tensor]
-BATCH = 4
-
-
-def torch_predict(model: nn.Module, device: torch.device, flip: bool = False) -> Predict:
-    """(N, 3, h, w) float in [0, 1] to (N, 1, h, w) metres; with ``flip`` the mean with the mirrored picture's."""
-
-    def predict(image: Tensor) -> Tensor:
-        image = image.to(device)
-        depth = model(image)
-        if flip:
-            depth = (depth + model(image.flip(-1)).flip(-1)) / 2
-        return depth.float().cpu()
-
-    return predict
+__all__ = ["Predict", "default_protocol", "evaluate", "table", "torch_predict"]
 
 
-@torch.inference_mode()
+def default_protocol(dataset: ShardDataset) -> str:
+    """ "eigen" where the frames are 480x640 as it wants them, else "full"."""
+    return "eigen" if dataset.info["splits"][dataset.split].get("size") == [480, 640] else "full"
+
+
 def evaluate(
     predict: Predict,
     dataset: ShardDataset,
     size: tuple[int, int],
     protocol: str = "eigen",
     progress: bool = True,
+    exact: bool = False,
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """Runs a predictor over a split: the whole frame in, the depth resized to the truth.
 
@@ -52,25 +48,26 @@ def evaluate(
         size: working size (H, W).
         protocol: "eigen" or "full".
         progress: a bar on a terminal.
+        exact: feed every picture at ``size`` itself, whatever its aspect.
 
     Returns:
         What ``DepthMetrics.compute`` gives, and the figures of each picture (N, 9).
+
+    Raises:
+        ValueError: naming a frame that cannot be decoded or whose prediction is not finite; frames that are not
+            480x640 by the Eigen protocol.
     """
     metrics = DepthMetrics(PROTOCOLS[protocol])
     rows = []
-    starts = range(0, len(dataset), BATCH)
-    for start in tqdm(starts, desc=f"evaluating {dataset.split}", disable=None if progress else True):
-        images, truths = [], []
-        for index in range(start, min(start + BATCH, len(dataset))):
-            image, millimetres = dataset[index]
-            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0)
-            images.append(
-                resize_image(pixels, working_size(image.shape[0], image.shape[1], size)).float() / 255
-            )
-            truths.append(torch.from_numpy(millimetres.astype("float32"))[None, None] / 1000)
-        truth = torch.cat(truths)
-        depth = resize_depth(predict(torch.cat(images)), truth.shape[-2:])
-        rows.append(metrics.update(depth, truth))
+    with tqdm(
+        total=len(dataset),
+        desc=f"evaluating {dataset.split}",
+        unit="frame",
+        disable=None if progress else True,
+    ) as bar:
+        for frames in predict_frames(predict, dataset, size, exact=exact):
+            rows.append(metrics.update(frames.depth, frames.truth))
+            bar.update(len(frames.indices))
     return metrics.compute(), torch.cat(rows)
 
 
@@ -84,17 +81,26 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__.splitlines()[0])
-    main.add_argument("model", metavar="NAME|RUN|FILE.safetensors")
+    main.add_argument("model", metavar="NAME|RUN|FILE.safetensors|FILE.onnx")
     main.add_argument("--weights", default="DEFAULT", metavar="TAG", help="tag, when a NAME is given")
-    main.add_argument("--data", type=Path, required=True, metavar="DIR")
+    main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards made by train.prepare")
     main.add_argument("--split", default="test", choices=("val", "test"))
-    main.add_argument("--protocol", default="eigen", choices=sorted(PROTOCOLS))
+    main.add_argument(
+        "--protocol", default="eigen", choices=sorted(PROTOCOLS), help="full: the whole frame, of any size"
+    )
     main.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     main.add_argument(
         "--size", type=parse_size, metavar="HxW", help="working size (default: the weights' own)"
     )
     main.add_argument("--device", metavar="cpu|cuda")
     main.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    main.add_argument("--worst", type=int, default=0, metavar="N", help="draw the N frames of highest AbsRel")
+    main.add_argument(
+        "--worst-out",
+        type=Path,
+        metavar="PNG",
+        help="where (default: beside --json, else out/worst_MODEL.png)",
+    )
     main.add_argument(
         "--card",
         type=Path,
@@ -106,39 +112,101 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def run(args: argparse.Namespace) -> int:
+def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
+    """Refuses before the long part what could not be finished after it."""
     if args.card and (args.split != "test" or args.protocol != "eigen" or args.size):
         raise ValueError(
             "--card states the test split by the Eigen protocol at the weights' size; drop the others"
         )
-    device = select_device(args.device)
-    dataset = ShardDataset(args.data, args.split)
-    model = load_any(args.model, args.weights).to(device).eval()
-    size = args.size or tuple((model.card or {}).get("size", (480, 640)))
-    results: dict[str, Any] = {}
-    for flip in (False, True) if args.card else (args.flip,):
-        figures, _ = evaluate(torch_predict(model, device, flip), dataset, size, args.protocol)
-        results["flip" if flip else "plain"] = figures
-        print(
-            f"{model.name} at {size[0]}x{size[1]}, {args.split} ({len(dataset)}), {args.protocol}, flip {flip}"
+    if args.card and args.model.endswith(".onnx"):
+        raise ValueError(
+            "--card stores weights, and an ONNX file is not made into any; give the .safetensors"
         )
-        print(table(figures))
+    if args.worst < 0:
+        raise ValueError(f"--worst must be 0 or more, not {args.worst}")
+    if args.worst_out and args.worst_out.suffix.lower() != ".png":
+        raise ValueError(f"--worst-out {args.worst_out}: the name must end in .png")
+    if args.worst:
+        try:
+            palette()
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--worst: {error}") from None
+    stored = dataset.info["splits"][args.split].get("size")
+    if args.protocol == "eigen" and stored and stored != [480, 640]:
+        raise ValueError(
+            f"the Eigen crop is for frames of 480x640, {args.data} has {stored[0]}x{stored[1]}; use --protocol full"
+        )
+    for path in filter(None, (args.json, args.worst_out)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def load(args: argparse.Namespace) -> tuple[DepthModel | OnnxNetwork, torch.device, tuple[int, int]]:
+    """The network, the device that its input goes to, and the working size."""
+    device = select_device(args.device)
+    if args.model.endswith(".onnx"):
+        if args.device is None and not runs_on(device):
+            device = torch.device("cpu")
+        network = OnnxNetwork(Path(args.model), device)
+        return network, torch.device("cpu"), network.working_size(args.size)
+    model = load_any(args.model, args.weights).to(device).eval()
+    height, width = args.size or (model.card or {}).get("size", (480, 640))
+    return model, device, (int(height), int(width))
+
+
+def run(args: argparse.Namespace) -> int:
+    dataset = ShardDataset(args.data, args.split)
+    check(args, dataset)
+    network, device, size = load(args)
+    exact = isinstance(network, OnnxNetwork) and network.fixed
     truth = dataset.info.get("truth", "as stored")
-    report = {
+    report: dict[str, Any] = {
+        "model": network.name,
+        "source": Path(args.model).name,
         "split": args.split,
         "count": len(dataset),
         "protocol": args.protocol,
         "truth": truth,
-        **results,
+        "size": list(size),
     }
+    rows = torch.empty(0)
+    for flip in (False, True) if args.card else (args.flip,):
+        predict = torch_predict(network, device, flip)
+        figures, rows = evaluate(predict, dataset, size, args.protocol, exact=exact)
+        report["flip" if flip else "plain"] = figures
+        print(
+            f"{network.name} at {size[0]}x{size[1]}, {args.split} ({len(dataset)} frames, {truth} truth), "
+            f"{args.protocol}, {'with' if flip else 'without'} flip"
+        )
+        print(table(figures))
+    if is_nyu_test(dataset.info, args.split, args.protocol):
+        print(f"\nto hold against the per-image row:\n{anchor_table()}")
+    if args.worst:
+        worst = ranked(rows)[::-1][: args.worst]
+        roles = [f"worst {place + 1}" for place in range(len(worst))]
+        samples = make_samples(predict, dataset, worst, size, args.protocol, roles, exact)
+        report["worst"] = [{"key": sample.key, **sample.figures} for sample in samples]
+        path = worst_path(args)
+        write_strips(samples, path)
+        print(f"the {len(samples)} worst frames: {path}")
     if args.json:
-        from depthzoo.data.shards import write_json
-
         write_json(args.json, report)
     if args.card:
-        card = make_card(model, report, dataset.info)
-        print(store_weights(model, card, args.card, args.tag or card["tag"]))
+        assert isinstance(network, DepthModel)
+        card = make_card(network, report, dataset.info)
+        print(store_weights(network, card, args.card, args.tag or card["tag"]))
     return 0
+
+
+def worst_path(args: argparse.Namespace) -> Path:
+    """Where the panel of the worst frames goes; its folder is made."""
+    if args.worst_out:
+        path: Path = args.worst_out
+    elif args.json:
+        path = args.json.with_suffix(".worst.png")
+    else:
+        path = Path("out") / f"worst_{Path(args.model).stem}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 if __name__ == "__main__":

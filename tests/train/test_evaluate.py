@@ -1,18 +1,30 @@
 """The protocol end to end: a prediction that is known gives figures that are known."""
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from depthzoo import weights as zoo_weights
-from depthzoo.data.shards import ShardDataset
+from depthzoo.data.shards import (
+    DatasetError,
+    ShardDataset,
+    ShardWriter,
+    encode_depth,
+    encode_image,
+    write_dataset,
+)
 from depthzoo.metrics import METRICS
 from depthzoo.registry import create_model
+from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
 from train.cards import load_any, make_card, store_weights
 from train.evaluate import evaluate, parser, run, torch_predict
+from train.samples import PAD, ranked
 
 
 class Constant(torch.nn.Module):
@@ -107,3 +119,214 @@ def test_bad_arguments(
 def test_a_folder_that_is_no_run(real_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(parser(), run, [str(tmp_path), "--data", str(real_set)]) == 2
     assert "without model.safetensors" in capsys.readouterr().err
+
+
+# -- frames whose figures are known: grey pictures, constant truth, and a network that gives 10 m times the grey ------
+
+GREYS = (51, 102, 153, 204)  # 2, 4, 6, 8 m
+TRUTHS = (2.5, 4.0, 3.0, 6.4)  # m
+ABS_RELS = (0.2, 0.0, 1.0, 0.25)
+
+
+class Grey(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return 10 * image.mean(1, keepdim=True)
+
+
+def grey_onnx(path: Path, size: tuple[str | int, str | int] = ("height", "width"), **metadata: str) -> Path:
+    """The same as an ONNX file with the contract of ``export/to_onnx.py``."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["image", "axis"], ["mean"], keepdims=1),
+            helper.make_node("Mul", ["mean", "ten"], ["depth"]),
+        ],
+        "grey",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, *size])],
+        [helper.make_tensor_value_info("depth", TensorProto.FLOAT, ["batch", 1, *size])],
+        [
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("ten", TensorProto.FLOAT, [], [10.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, {"format": "depthzoo/1", "name": "grey", "size": "[64, 96]", **metadata})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def write_greys(folder: Path, sizes: list[tuple[int, int]]) -> Path:
+    with ShardWriter(folder, "val") as writer:
+        for i, (grey, truth, size) in enumerate(zip(GREYS, TRUTHS, sizes, strict=True)):
+            image = np.full((*size, 3), grey, np.uint8)
+            writer.write(f"grey{i}", *encode_image(image), encode_depth(np.full(size, truth)))
+    entry = {**writer.entry, "size": list(sizes[0]), "focal_px": 50.0}
+    write_dataset(folder, {"val": entry}, source="greys", truth="exact", terms="none")
+    return folder
+
+
+@pytest.fixture
+def grey_set(tmp_path: Path) -> Path:
+    return write_greys(tmp_path / "greys", [(48, 64)] * 4)
+
+
+def check_figures(results: dict[str, dict[str, float]]) -> None:
+    assert results["per_image"]["abs_rel"] == pytest.approx(sum(ABS_RELS) / 4, abs=1e-6)
+    assert results["per_image"]["rmse"] == pytest.approx((0.5 + 0 + 3 + 1.6) / 4, abs=1e-6)
+    assert results["pooled"]["rmse"] == pytest.approx(((0.5**2 + 3**2 + 1.6**2) / 4) ** 0.5, abs=1e-6)
+    assert results["per_image"]["d2"] == 0.75  # ratios 1.25, 1, 2, 1.25
+
+
+def test_torch_gives_the_known_figures(grey_set: Path) -> None:
+    predict = torch_predict(Grey(), torch.device("cpu"), flip=True)
+    results, rows = evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full")
+    check_figures(results)
+    assert rows[:, 0].tolist() == pytest.approx(ABS_RELS, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [("height", "width"), (32, 96)], ids=["dynamic", "fixed to another aspect"])
+def test_onnx_gives_the_same_figures_and_the_worst_frames(
+    grey_set: Path, tmp_path: Path, size: tuple[str | int, str | int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    model, out = grey_onnx(tmp_path / "grey.onnx", size), tmp_path / "new" / "figures.json"
+    arguments = [
+        str(model),
+        "--data",
+        str(grey_set),
+        "--split",
+        "val",
+        "--protocol",
+        "full",
+        "--device",
+        "cpu",
+    ]
+    assert command(parser(), run, [*arguments, "--json", str(out), "--worst", "2"]) == 0
+    report = json.loads(out.read_text())
+    check_figures(report["plain"])
+    assert report["size"] == ([32, 96] if size == (32, 96) else [64, 96]) and report["model"] == "grey"
+    assert [(frame["key"], round(frame["abs_rel"], 6)) for frame in report["worst"]] == [
+        ("grey2", 1.0),
+        ("grey3", 0.25),
+    ]
+    panel = Image.open(tmp_path / "new" / "figures.worst.png")
+    assert panel.width == 4 * 320 + 5 * PAD and panel.height % 2 == 0 and panel.height > 2 * 240
+    printed = capsys.readouterr().out
+    assert "figures.worst.png" in printed and "BTS" not in printed  # these are not the frames of the anchors
+
+
+def test_a_size_that_is_asked_for(grey_set: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, out = grey_onnx(tmp_path / "grey.onnx"), tmp_path / "figures.json"
+    arguments = [
+        str(model),
+        "--data",
+        str(grey_set),
+        "--split",
+        "val",
+        "--protocol",
+        "full",
+        "--device",
+        "cpu",
+    ]
+    assert command(parser(), run, [*arguments, "--size", "32x64", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["size"] == [32, 64]
+
+
+def test_frames_of_several_sizes(tmp_path: Path) -> None:
+    dataset = ShardDataset(write_greys(tmp_path / "sizes", [(48, 64), (48, 64), (64, 48), (48, 64)]), "val")
+    seen = []
+    results, _ = evaluate(
+        lambda image: seen.append(tuple(image.shape)) or Grey()(image), dataset, (64, 64), "full"
+    )
+    check_figures(results)
+    assert seen == [(2, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{onnx}", "--protocol", "eigen"], "use --protocol full"),
+        (["{onnx}", "--worst", "-1"], "--worst must be 0 or more"),
+        (["{onnx}", "--worst", "1", "--worst-out", "a.jpg"], "must end in .png"),
+        (["{fixed}", "--size", "64x64"], "takes 32x96 only, not 64x64"),
+        (["{foreign}"], "not one made by export/to_onnx.py"),
+        (["{json}"], "onnxruntime cannot load it"),
+        (["nowhere.onnx"], "nowhere.onnx: no such file"),
+        (["{onnx}", "--card", "x", "--split", "test"], "--card stores weights"),
+        (["{onnx}", "--split", "test"], "no split 'test'"),
+    ],
+)
+def test_bad_arguments_with_onnx(
+    grey_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    files = {
+        "onnx": grey_onnx(tmp_path / "grey.onnx"),
+        "fixed": grey_onnx(tmp_path / "fixed.onnx", (32, 96)),
+        "foreign": grey_onnx(tmp_path / "foreign.onnx", format="another/1"),
+        "json": tmp_path / "text.onnx",
+    }
+    files["json"].write_text("{}")
+    if "--card" in arguments:
+        (grey_set / "dataset.json").write_text(
+            (grey_set / "dataset.json").read_text().replace('"val"', '"test"')
+        )
+    chosen = [argument.format(**files) for argument in arguments]
+    defaults = ["--data", str(grey_set), "--split", "val", "--protocol", "full", "--device", "cpu"]
+    if "--card" in arguments:
+        defaults[-3] = "eigen"
+    assert command(parser(), run, [*defaults, *chosen]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.strip().count("\n") == 0
+
+
+def test_without_onnxruntime(
+    grey_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = grey_onnx(tmp_path / "grey.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    arguments = [str(model), "--data", str(grey_set), "--split", "val", "--protocol", "full"]
+    assert command(parser(), run, arguments) == 2
+    error = capsys.readouterr().err
+    assert "onnxruntime, which is not installed: pip install" in error and error.strip().count("\n") == 0
+
+
+def test_a_frame_that_cannot_be_decoded_is_named(grey_set: Path) -> None:
+    shard = grey_set / "val-000000.tar"
+    rows = json.loads((grey_set / "val-000000.index.json").read_text())
+    with open(shard, "r+b") as file:
+        file.seek(rows[2][2])
+        file.write(b"no picture")
+    predict = torch_predict(Grey(), torch.device("cpu"))
+    with pytest.raises(DatasetError, match="'grey2' cannot be decoded"):
+        evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full", progress=False)
+
+
+def test_a_prediction_that_is_not_finite_is_named(grey_set: Path) -> None:
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        depth = Grey()(image)
+        depth[3, 0, 0, 0] = torch.nan
+        return depth
+
+    with pytest.raises(ValueError, match="'grey3' is not finite"):
+        evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full", progress=False)
+
+
+def test_frames_without_truth_are_not_ranked() -> None:
+    rows = torch.tensor([[0.3], [torch.nan], [0.1], [0.2]]).expand(4, len(METRICS))
+    assert ranked(rows) == [2, 3, 0]
+
+
+def test_anchors_are_for_the_654_only() -> None:
+    info = {"source": "nyu-labelled", "splits": {"test": {"count": 654}, "val": {"count": 95}}}
+    assert is_nyu_test(info, "test", "eigen")
+    assert not is_nyu_test(info, "val", "eigen") and not is_nyu_test(info, "test", "full")
+    assert not is_nyu_test({**info, "source": "rooms"}, "test", "eigen")
+    lines = {line.strip().split("  ")[0]: line.split()[-3:] for line in anchor_table().splitlines()}
+    assert lines["a constant"] == [".481", "-", ".371"]
+    assert lines["the train set's log-mean depth map"] == [".362", "1.072", ".427"]
+    assert lines["BTS, ResNet-50"] == [".119", ".419", ".865"]

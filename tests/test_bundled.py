@@ -1,0 +1,101 @@
+"""The weights in the repository: each file against its card, and the README against both."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import depthzoo
+from depthzoo import weights
+from depthzoo.data.rooms import render
+from depthzoo.download import sha256_of
+from depthzoo.metrics import DepthMetrics
+
+METRES_PER_STEP = 9.9955 / 255
+TAGS = [(name, tag) for name in weights.models_with_weights() for tag in weights.tags(name)]
+
+
+def truth(path: Path) -> torch.Tensor:
+    """Metres of the 8-bit copy."""
+    return torch.from_numpy((np.asarray(Image.open(path)).astype(np.float32) + 0.5) * METRES_PER_STEP)
+
+
+def test_the_models_to_begin_with_have_weights() -> None:
+    assert {"unet_mobilenet_v3", "unet_resnet50"} <= set(weights.models_with_weights())
+
+
+@pytest.mark.parametrize(("name", "tag"), TAGS)
+def test_a_file_is_what_its_card_says(name: str, tag: str, root: Path) -> None:
+    card = weights.card(name, tag)
+    path = root / "weights" / card["file"]
+    assert json.loads(path.with_suffix(".json").read_text()) == card
+    assert sha256_of(path) == card["sha256"] and path.stat().st_size == card["bytes"] < 70e6
+    model = depthzoo.create_model(name, weights=tag)
+    assert sum(p.numel() for p in model.parameters()) == card["parameters"]
+    assert not model.training and model.card is not None
+    header = {key: value for key, value in card.items() if key not in ("file", "sha256", "bytes")}
+    assert model.card == header
+    wanted = {
+        "dataset",
+        "recipe",
+        "depth_range",
+        "unit",
+        "camera",
+        "metrics",
+        "terms",
+        "commit",
+        "trained_on",
+    }
+    assert wanted <= set(header)
+    # Nothing of the machine that trained it.
+    assert "/" not in header["recipe"].replace("[H, W]", "")
+
+
+def test_the_repository_stays_small(root: Path) -> None:
+    assert sum(path.stat().st_size for path in (root / "weights").iterdir()) < 150e6
+
+
+@pytest.mark.parametrize(("name", "tag"), TAGS)
+def test_torch_hub_gives_plausible_metres_on_real_frames(
+    name: str, tag: str, root: Path, nyu_frames: list[tuple[Path, Path]]
+) -> None:
+    model = torch.hub.load(str(root), name, source="local", weights=tag, trust_repo=True)
+    metrics = DepthMetrics()
+    for picture, depth in nyu_frames:
+        prediction = depthzoo.Predictor(model, device="cpu")(picture)
+        assert prediction.depth.shape == (480, 640) and prediction.depth.dtype == np.float32
+        metrics.update(torch.from_numpy(prediction.depth)[None], truth(depth)[None])
+    # The best constant has .48 on the whole test set.
+    assert metrics.compute()["per_image"]["abs_rel"] < 0.35
+
+
+@pytest.mark.slow
+def test_the_card_of_the_light_model_is_reproduced(real_data: Path) -> None:
+    """All 654 frames, by another way than train.evaluate: the Predictor on the files themselves."""
+    folder = real_data / "nyu_v2_labelled"
+    predictor = depthzoo.Predictor(depthzoo.unet_mobilenet_v3(), device="cpu")
+    metrics = DepthMetrics()
+    for number in json.loads((folder / "splits.json").read_text())["test"]:
+        depth = predictor(folder / "images" / f"{number:04d}.jpg").depth
+        metrics.update(torch.from_numpy(depth)[None], truth(folder / "depths" / f"{number:04d}.png")[None])
+    figures, card = metrics.compute(), weights.card("unet_mobilenet_v3")["metrics"]
+    assert figures["per_image"] == pytest.approx(card["per_image"], abs=2e-3)
+    assert figures["pooled"]["rmse"] == pytest.approx(card["pooled"]["rmse"], abs=2e-3)
+    assert figures["per_image"]["abs_rel"] <= 0.25
+
+
+def test_the_readme_says_what_the_cards_say(root: Path) -> None:
+    script = [sys.executable, str(root / "benchmarks" / "readme.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bundled_pictures_come_from_the_renderer() -> None:
+    folder = Path(depthzoo.__file__).parent / "data" / "examples"
+    stored = np.asarray(Image.open(folder / "office.depth.png"))
+    assert np.abs(stored / 1000 - render(10).depth).max() < 2e-3

@@ -1,0 +1,288 @@
+"""Pre-training of encoders: what comes out, exact resume, and what is refused."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from depthzoo.data.rooms import render
+from depthzoo.registry import create_model
+from depthzoo.weights import read_metadata
+from train.arguments import command
+from train.checkpoint import load_checkpoint, same
+from train.pictures import PictureError, find_pictures
+from train.pretext import SimSiam, similarity_loss, spread
+from train.pretrain import parser, run
+from train.views import Views, hold_out
+
+SIZE = 48
+WriteTar = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def encoded() -> list[bytes]:
+    """Eight rooms as WebP; the second four are blue, so that there are two kinds to tell apart."""
+    pictures = []
+    for seed in range(8):
+        image = render(seed, (SIZE, 64)).image.copy()
+        if seed >= 4:
+            image[..., :2] //= 3
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "WEBP", lossless=True)
+        pictures.append(buffer.getvalue())
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def write_tar(encoded: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> WriteTar:
+    """Writes ``count`` pictures, and bytes of one's own in place of some."""
+
+    def write(count: int = 24, kinds: tuple[str, str] = ("attic", "cellar"), **instead: bytes) -> Path:
+        path = tmp_path_factory.mktemp("tars") / "rooms-00.tar"
+        with tarfile.open(path, "w") as tar:
+            for number in range(count):
+                name = f"{number:05d}"
+                content = instead.get("n" + name, encoded[number % 8])
+                member = tarfile.TarInfo(f"{kinds[number % 8 // 4]}/{name}.webp")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tar(write_tar: WriteTar) -> Path:
+    return write_tar()
+
+
+def pretrain(*arguments: object) -> int:
+    fixed = ["--size", "32", "--batch-size", "8", "--workers", "0", "--precision", "fp32", "--device", "cpu"]
+    return command(parser(), run, [*fixed, *map(str, arguments)])
+
+
+@pytest.fixture(scope="session")
+def finished(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five steps of "class"."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    arguments = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", out, "--epochs", 2, "--max-steps", 5]
+    assert pretrain(*arguments, "--terms", "made up") == 0
+    return out
+
+
+def test_the_encoder_file_is_what_was_trained(finished: Path) -> None:
+    path = finished / "encoder.safetensors"
+    model = create_model("unet_mobilenet_v3", weights=None, encoder_weights=path)
+    trained = load_checkpoint(finished / "checkpoint.safetensors").model
+    prefix = "encoder.body."
+    body = {k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)}
+    assert "features.0.0.weight" in body  # torchvision's own name
+    assert same(model.encoder.body.state_dict(), body)
+    torch.manual_seed(0)
+    fresh = create_model("unet_mobilenet_v3", weights=None).encoder.body.state_dict()
+    assert not torch.equal(fresh["features.0.0.weight"], body["features.0.0.weight"])
+    card = read_metadata(path)
+    assert card["model"] == "unet_mobilenet_v3" and card["part"] == "encoder" and card["terms"] == "made up"
+    assert card["kinds"] == ["attic", "cellar"] and card["trained_on"]["steps"] == 5
+
+
+def test_the_run_says_what_it_did(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["step"] == 5 and metrics["steps"] == 6  # ceil(23 / 8) twice
+    assert metrics["pictures"] == 23 and metrics["held_out"] == 1 and metrics["resumed_from"] == []
+    assert [row["step"] for row in metrics["history"]] == [3, 5]
+    assert metrics["history"][-1]["held_out_accuracy"] in (0, 1)
+    config = tomllib.loads((finished / "config.toml").read_text())
+    assert config["method"] == "class" and config["lr"] == 1e-3 and config["size"] == 32
+
+
+@pytest.mark.parametrize("method", ["class", "simsiam"])
+def test_resuming_is_bit_identical(tar: Path, tmp_path: Path, method: str) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    base = ["--model", "unet_mobilenet_v3", "--data", tar, "--method", method, "--epochs", 1]
+    assert pretrain(*base, "--out", straight) == 0
+    assert pretrain(*base, "--out", broken, "--max-steps", 1) == 0
+    assert pretrain(*base, "--out", broken, "--resume", "--workers", 1) == 0
+    a, b = (load_checkpoint(folder / "checkpoint.safetensors") for folder in (straight, broken))
+    assert a.state["step"] == b.state["step"] == 3 and b.state["resumed_from"] == [1]
+    assert same(a.model, b.model)
+    assert same(*(load_file(folder / "encoder.safetensors") for folder in (straight, broken)))
+    if method == "simsiam":
+        assert 0 < a.state["history"][-1]["spread"] < 1.5
+
+
+def test_the_loss_falls_on_a_few_pictures(write_tar: WriteTar, tmp_path: Path) -> None:
+    """Blue rooms against others: eight pictures are learnt in a few steps."""
+    tar = write_tar(9)
+    arguments = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", tmp_path / "run", "--epochs", 16]
+    assert pretrain(*arguments, "--lr", "3e-3") == 0
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
+    assert history[0]["loss"] > 0.6 and history[-1]["loss"] < 0.35
+
+
+@pytest.mark.parametrize("name", ["dispnet_vgg16", "unet_resnet50", "unet"])
+def test_every_encoder_can_be_trained(name: str) -> None:
+    """Each parameter of the backbone gets a gradient."""
+    torch.manual_seed(0)
+    pretext = SimSiam(create_model(name, weights=None))
+    loss, figures = pretext(torch.rand(4, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+    loss.backward()
+    assert all(p.grad is not None for p in pretext.parameters())
+    assert -1 <= loss.item() <= 1 and figures["spread"] >= 0
+
+
+def test_spread_is_one_on_the_sphere_and_zero_in_a_point() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert spread(torch.randn(512, 256, generator=generator)) == pytest.approx(1, abs=0.02)
+    assert spread(torch.ones(8, 16) * torch.arange(1, 9).view(8, 1)) == pytest.approx(0, abs=1e-6)
+
+
+def test_no_gradient_goes_through_the_target() -> None:
+    a, b = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    loss = similarity_loss(a, b)
+    loss.backward()
+    assert a.grad is not None and b.grad is None
+    assert similarity_loss(a, 5 * a).item() == pytest.approx(-1)
+
+
+def test_views_depend_on_seed_epoch_and_picture_alone(tar: Path) -> None:
+    pictures = find_pictures([tar])
+    transform = SimSiam(create_model("unet_mobilenet_v3", weights=None)).transform(32)
+
+    def views(seed: int) -> Views:
+        return Views(pictures, [0] * len(pictures), transform, 2, seed)
+
+    first, again = views(1), views(1)
+    state = torch.get_rng_state()
+    one = again[30].image  # another order of access
+    assert torch.equal(torch.get_rng_state(), state)
+    first[0]
+    assert torch.equal(first[30].image, one) and one.shape == (2, 3, 32, 32)
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(views(2)[30].image, one)
+    assert sorted(first.locate(i)[1] for i in range(24, 48)) == list(range(24))
+
+
+def test_hold_out_parts_the_pictures(tar: Path) -> None:
+    train, held_out = hold_out(find_pictures([tar]), 0.25)
+    assert len(held_out) == 6 and sorted(train + held_out) == list(range(24))
+
+
+def test_a_tar_a_folder_of_tars_and_a_folder_of_pictures_are_the_same(tar: Path, tmp_path: Path) -> None:
+    with tarfile.open(tar) as file:
+        file.extractall(tmp_path, filter="data")
+    by_name = [{p.name: p.read() for p in find_pictures([s])} for s in (tar, tar.parent, tmp_path)]
+    assert len(by_name[0]) == 24
+    for other in by_name[1:]:
+        assert other.keys() == by_name[0].keys()
+        assert all(np.array_equal(other[name], by_name[0][name]) for name in other)
+    assert {p.kind for p in find_pictures([tmp_path])} == {"attic", "cellar"}
+
+
+def test_a_fresh_process_knows_every_format(tar: Path, root: Path) -> None:
+    """Pillow loads its formats on demand, and a process that has opened nothing has none."""
+    code = "import sys; from pathlib import Path; from train.pictures import find_pictures as f; "
+    code += "print(f([Path(sys.argv[1])])[0].read().shape)"
+    done = subprocess.run([sys.executable, "-c", code, tar], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "(48, 64, 3)", done.stderr
+
+
+def test_an_unreadable_picture_is_named_and_skipped(
+    write_tar: WriteTar, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "unet_mobilenet_v3", "--epochs", 1]
+    # Of 106 pictures 100 or 101 are trained on; one of 106 may be bad, two may not.
+    one = write_tar(106, n00005=b"no picture")
+    assert pretrain(*arguments, "--data", one, "--out", tmp_path / "one", "--batch-size", 53) == 0
+    assert capsys.readouterr().err.count("cellar/00005.webp: cannot be read: not a picture") == 1
+    metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert [name.split("/")[-1] for name in metrics["skipped"]] == ["00005.webp"]
+    two = write_tar(106, n00005=b"no picture", n00006=b"")
+    assert pretrain(*arguments, "--data", two, "--out", tmp_path / "two", "--batch-size", 53) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "2 of 106 pictures are unreadable, more than 1%" in last and "cellar/0000" in last
+
+
+def test_a_tar_cut_short_is_refused(tar: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.tar"
+    content = tar.read_bytes()
+    last = find_pictures([tar])[-1]
+    short.write_bytes(content[: last.offset + 100])
+    with pytest.raises(PictureError, match="cut short"):
+        find_pictures([short])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--data", "nowhere.tar"], "nowhere.tar: no such tar or folder"),
+        (["--data", __file__], "not an uncompressed tar"),
+        (["--data", "EMPTY"], "has no pictures"),
+        (["--data", "ONE"], "in one folder, 'attic'"),
+        (["--model", "unet_resnet"], "did you mean 'unet_resnet50'"),
+        (["--resume"], "no checkpoint to resume from"),
+        (["--size", "16"], "--size 16: expected at least 32"),
+        (["--batch-size", "1"], "--batch-size 1"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--device", "cuda:99"], "cuda"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    tar: Path,
+    write_tar: WriteTar,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    says: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": lambda: str(tmp_path / "empty"), "ONE": lambda: str(write_tar(8, ("attic", "attic")))}
+    change = [places[word]() if word in places else word for word in change]
+    base = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", tmp_path / "run", "--max-steps", 1]
+    assert pretrain(*base, *change) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error and error.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_mixed_up(
+    tar: Path, write_tar: WriteTar, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "unet_mobilenet_v3", "--out", finished, "--epochs", 2]
+    before = (finished / "encoder.safetensors").read_bytes()
+    for change, says in (
+        (["--data", tar], "holds a run already"),
+        (["--data", tar, "--resume", "--lr", "0.5"], "other values"),
+        (["--data", write_tar(23), "--resume"], "other pictures"),
+    ):
+        assert pretrain(*arguments, *change) == 2
+        assert says in capsys.readouterr().err
+    assert (finished / "encoder.safetensors").read_bytes() == before
+
+
+def test_an_encoder_of_another_network_is_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is for 'unet_mobilenet_v3'"):
+        create_model("unet_resnet50", weights=None, encoder_weights=finished / "encoder.safetensors")
+    save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="missing"):
+        create_model("unet_resnet50", weights=None, encoder_weights=tmp_path / "none.safetensors")

@@ -1,0 +1,209 @@
+"""Depth for pictures that have none: training shards labelled by a teacher.
+
+python -m train.pseudo --teacher unet_resnet50 --data PICTURES.tar ... --out DIR [--size HxW] [--flip] [--limit N]
+
+python -m train --mix-data DIR then trains on them beside real frames.
+"""
+
+import argparse
+import io
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from depthzoo import weights as zoo_weights
+from depthzoo.data.shards import ShardWriter, encode_depth, encode_image, write_dataset
+from depthzoo.download import sha256_of
+from depthzoo.predictor import Predictor, select_device
+from train.arguments import command, parse_size
+from train.cards import KINECT, load_any
+from train.engine import Interruption
+from train.pictures import Picture, PictureError, Unreadable, find_pictures
+
+JPEG_QUALITY = 95
+CAMERA = "assumed: the reference camera, 518.86 px focal length at 640 wide, scaled to the stored width"
+
+
+class PseudoError(ValueError):
+    """Labelling that cannot start; one line."""
+
+
+def centre_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The largest middle part of (H, W, 3) that has the aspect of ``size`` (h, w), resized to it."""
+    height, width = image.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    crop_y, crop_x = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    top, left = (height - crop_y) // 2, (width - crop_x) // 2
+    part = Image.fromarray(image[top : top + crop_y, left : left + crop_x])
+    return np.asarray(part.resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def sample_key(number: int, picture: Picture) -> str:
+    """Unique by its number, and telling where the picture is from: ``0000012-kitchen-00012``."""
+    stem = picture.name.rsplit(".", 1)[0]
+    return f"{number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', stem)[-60:]}"
+
+
+def read_pictures(
+    pictures: list[Picture], size: tuple[int, int], unreadable: Unreadable
+) -> Iterator[tuple[str, bytes, NDArray[np.uint8]]]:
+    """Key, JPEG and its pixels, cropped and resized; skips what cannot be read, until it is too much."""
+    for number, picture in enumerate(pictures):
+        try:
+            image = centre_crop(picture.read(), size)
+        except PictureError as error:
+            unreadable.add(str(picture), str(error))
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            continue
+        _, content = encode_image(image, JPEG_QUALITY)
+        yield sample_key(number, picture), content, decode(content)
+
+
+def decode(content: bytes) -> NDArray[np.uint8]:
+    """The pixels that a student will see, so that the teacher sees the same."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def teacher_card(name: str, weights: str) -> dict[str, Any]:
+    """Who the teacher is: file name, sha256, tag and terms of its weights."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    elif path.suffix != ".safetensors":
+        path = zoo_weights.find(name, weights)
+    card = zoo_weights.read_metadata(path)
+    return {
+        "model": card.get("model"),
+        "tag": card.get("tag"),
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "terms": card.get("terms", ""),
+    }
+
+
+def label(
+    pictures: list[Picture],
+    predict: Predictor,
+    out: Path,
+    size: tuple[int, int],
+    batch_size: int,
+    **about: Any,
+) -> int:
+    """Writes the split "train" of a data set; all of it or nothing.
+
+    Args:
+        pictures: to be labelled.
+        predict: the teacher.
+        out: folder of the data set; must not exist, or be empty.
+        size: (H, W) of the stored frames.
+        batch_size: pictures that are decoded before the teacher sees them.
+        **about: goes into ``dataset.json``.
+
+    Returns:
+        How many samples there are.
+
+    Raises:
+        PictureError: if more than 1% of the pictures are unreadable.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with nothing left behind.
+    """
+    aside = out.with_name(out.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    unreadable, interruption = Unreadable(len(pictures)), Interruption()
+    waiting: list[tuple[str, bytes, NDArray[np.uint8]]] = []
+    try:
+        with (
+            interruption.watched(),
+            ShardWriter(aside, "train") as writer,
+            tqdm(total=len(pictures), desc="labelling", unit="picture", disable=None) as bar,
+        ):
+
+            def flush() -> None:
+                predictions = predict([pixels for _, _, pixels in waiting])
+                for (key, content, _), prediction in zip(waiting, predictions, strict=True):
+                    writer.write(key, "jpg", content, encode_depth(prediction.depth))
+                bar.update(len(waiting))
+                waiting.clear()
+
+            for sample in read_pictures(pictures, size, unreadable):
+                waiting.append(sample)
+                if len(waiting) == batch_size:
+                    flush()
+                if interruption.signal is not None:
+                    raise KeyboardInterrupt
+            if waiting:
+                flush()
+        focal = KINECT["focal_px"] * size[1] / KINECT["at_width"]  # type: ignore[operator]
+        entry = {**writer.entry, "size": list(size), "focal_px": focal}
+        skipped = sorted(name.rsplit(": ", 1)[-1] for name in unreadable.found)
+        write_dataset(aside, {"train": entry}, skipped=skipped, camera=CAMERA, **about)
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return int(entry["count"])
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m train.pseudo", description=__doc__.splitlines()[0])
+    main.add_argument("--teacher", required=True, metavar="NAME|RUN|FILE.safetensors")
+    main.add_argument("--weights", default="DEFAULT", metavar="TAG", help="tag, when a NAME is given")
+    main.add_argument("--data", type=Path, nargs="+", required=True, metavar="TAR|DIR", help="pictures")
+    main.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new data set")
+    main.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="of the stored frames, which are cropped to its aspect (default: the teacher's working size)",
+    )
+    main.add_argument("--batch-size", type=int, default=16, metavar="N")
+    main.add_argument("--flip", action="store_true", help="average with the mirrored picture's depth")
+    main.add_argument("--limit", type=int, default=0, metavar="N", help="only N pictures, evenly spread")
+    main.add_argument("--device", metavar="cpu|cuda")
+    main.add_argument("--terms", default="not stated", help="of the pictures, kept in dataset.json")
+    return main
+
+
+def run(args: argparse.Namespace) -> int:
+    out: Path = args.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PseudoError(f"{out} exists and is not empty; give another --out")
+    for key, low in (("batch_size", 1), ("limit", 0)):
+        if getattr(args, key) < low:
+            raise PseudoError(f"--{key.replace('_', '-')} {getattr(args, key)}: expected at least {low}")
+    device = select_device(args.device)
+    model = load_any(args.teacher, args.weights)
+    predict = Predictor(model, device, batch_size=args.batch_size, flip=args.flip)
+    teacher = teacher_card(args.teacher, args.weights)
+    teacher |= {"working_size": list(predict.size), "flip": args.flip}
+    pictures = find_pictures(args.data)
+    if args.limit and args.limit < len(pictures):
+        pictures = [pictures[i * len(pictures) // args.limit] for i in range(args.limit)]
+    terms = f"pictures: {args.terms}; depth by a teacher trained on data with these terms: {teacher['terms']}"
+    count = label(
+        pictures,
+        predict,
+        out,
+        args.size or predict.size,
+        args.batch_size,
+        source="pseudo-labels",
+        truth="pseudo-labels of a teacher",
+        pictures_from=[path.name for path in args.data],
+        teacher=teacher,
+        terms=terms,
+    )
+    print(f"{out}: {count} train, {len(pictures) - count} skipped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(parser(), run))
