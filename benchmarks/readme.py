@@ -70,7 +70,7 @@ def demo() -> str:
     return (
         f"`{figures['model']}` at {height}x{width}, batch 1, {machine['threads']} CPU threads: eager PyTorch "
         f"{eager:.0f} ms, onnxruntime {runtime:.0f} ms ({eager / runtime:.1f} times as fast); largest difference "
-        f"{figures['parity']['max_m']:.0e} m."
+        f"{figures['parity']['max']:.0e} m."
     )
 
 
