@@ -13,7 +13,7 @@ from depthzoo import weights as weights_module
 
 MIN_SIZE = 32
 # exp(mean(ln d)) over the valid pixels of the 795 NYU Depth V2 train frames, in metres.
-NYU_LOG_MEAN_DEPTH = 2.39
+NYU_LOG_MEAN_DEPTH = 2.54
 
 
 class HeadOptions(TypedDict, total=False):
@@ -265,6 +265,8 @@ def assemble(
         model.name, model.arguments = name, dict(options)
         load_encoder(model.encoder, encoder_weights, imagenet)
         return model
+    if encoder_weights is not None:
+        raise ValueError(f"{name}: encoder_weights are for a fresh model; add weights=None")
     path = weights_module.find(name, weights)
     card = weights_module.read_metadata(path)
     arguments = dict(card.get("arguments", {}))

@@ -230,13 +230,13 @@ def test_ctrl_c_saves_and_the_run_goes_on(rooms_set: Path, recipe: Path, tmp_pat
 
 @pytest.mark.slow
 def test_a_real_run_learns(real_set: Path, tmp_path: Path) -> None:
-    """60 steps on real frames: better on the held-out frames than the constant that it starts from."""
+    """60 steps on real frames: the loss falls, and so does the error on frames that it does not see."""
     path = tmp_path / "real.toml"
     path.write_text(
-        'model = "unet_mobilenet_v3"\nsize = [96, 128]\nsteps = 60\nbatch_size = 8\nlr = 2e-3\nwarmup = 0.3\n'
+        'model = "unet_mobilenet_v3"\nsize = [96, 128]\nsteps = 60\nbatch_size = 8\nlr = 2e-3\nwarmup = 0.3\nema = 0.9\n'
         "validate_every = 20\ncheckpoint_every = 60\n[loss]\nsilog = 1.0\n[augment]\nflip = true\n"
     )
     assert train("--recipe", path, "--data", real_set, "--out", tmp_path / "run") == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert history[-1]["loss"] < history[0]["loss"]
-    assert min(row["abs_rel"] for row in history) < 0.40
+    assert history[-1]["abs_rel"] < history[0]["abs_rel"]
