@@ -233,8 +233,8 @@ def test_a_real_run_learns(real_set: Path, tmp_path: Path) -> None:
     """60 steps on real frames: the loss falls, and so does the error on frames that it does not see."""
     path = tmp_path / "real.toml"
     path.write_text(
-        'model = "unet_mobilenet_v3"\nsize = [96, 128]\nsteps = 60\nbatch_size = 8\nlr = 2e-3\nwarmup = 0.3\nema = 0.9\n'
-        "validate_every = 20\ncheckpoint_every = 60\n[loss]\nsilog = 1.0\n[augment]\nflip = true\n"
+        'model = "unet_mobilenet_v3"\nsize = [96, 128]\nsteps = 60\nbatch_size = 8\nlr = 2e-3\nwarmup = 0.3\n'
+        "ema = 0.9\nvalidate_every = 20\ncheckpoint_every = 60\n[loss]\nsilog = 1.0\n[augment]\nflip = true\n"
     )
     assert train("--recipe", path, "--data", real_set, "--out", tmp_path / "run") == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
