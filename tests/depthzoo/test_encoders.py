@@ -206,3 +206,9 @@ def test_features_are_the_last_of_each_stride(
         expected = [steps[i] for i in (first if backbone == "vgg16_bn" else last).values()]
     for feature, step in zip(encoder(x), expected, strict=True):
         torch.testing.assert_close(feature, step)
+
+
+@pytest.mark.parametrize("encoder", ["imagenet", "encoder.safetensors"])
+def test_encoder_weights_are_refused_where_they_would_be_overwritten(encoder: str) -> None:
+    with pytest.raises(ValueError, match=r"^unet_mobilenet_v3: encoder_weights .* add weights=None$"):
+        depthzoo.create_model("unet_mobilenet_v3", encoder_weights=encoder)
