@@ -44,6 +44,38 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """A trained model that labels pictures without depth, for a student to learn from beside real frames.
+
+    The idea of Xie et al., "Self-training with Noisy Student improves ImageNet classification", CVPR 2020: the
+    teacher sees a clean picture, the student an augmented one. The pictures are given with ``--pictures``.
+
+    Attributes:
+        model: a name of the registry, a run's folder or a weights file; "" is no teacher.
+        weights: tag of the weights, where ``model`` is a name.
+        share: of each batch that the labelled pictures make up.
+        flip: average the teacher's depth with that of the mirrored picture.
+        size: (H, W) of the labelled pictures; (0, 0) is the run's own size.
+        limit: only so many pictures, evenly spread; 0 is all.
+    """
+
+    model: str = ""
+    weights: str = "DEFAULT"
+    share: float = 0.5
+    flip: bool = True
+    size: tuple[int, int] = (0, 0)
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise RecipeError(f"teacher.share = {self.share}: expected 0 < share < 1")
+        if self.size != (0, 0) and min(self.size) < 32:
+            raise RecipeError(f"teacher.size = {list(self.size)}: expected [height, width], both at least 32")
+        if self.limit < 0:
+            raise RecipeError(f"teacher.limit = {self.limit}: expected 0 or more")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run; the recipe's keys and the command's flags have these names.
 
@@ -58,6 +90,7 @@ class TrainConfig:
         first_share: share of the steps at ``first_size``; 0 is off.
         steps: optimiser steps; 0 means that ``epochs`` decides.
         epochs: passes over the train split.
+        frames: train on so many frames only, evenly spread over the split; 0 is all.
         batch_size: pictures per step, over all processes.
         accumulate: parts that a batch is worked through in, which weigh alike; BatchNorm sees each by itself.
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
@@ -83,6 +116,8 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         mix: share of each batch that comes from the second data set, where one is given.
         tag: of the weights that come out.
+        augment: how train samples are varied.
+        teacher: pseudo-labels for pictures without depth.
     """
 
     model: str = "unet_mobilenet_v3"
@@ -94,6 +129,7 @@ class TrainConfig:
     first_share: float = 0.0
     steps: int = 0
     epochs: int = 10
+    frames: int = 0
     batch_size: int = 16
     accumulate: int = 1
     optimizer: str = "adamw"
@@ -120,6 +156,7 @@ class TrainConfig:
     mix: float = 0.0
     tag: str = "nyu"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
         choices = {
@@ -142,9 +179,16 @@ class TrainConfig:
                 raise RecipeError(
                     f"{key} = {list(getattr(self, key))}: expected [height, width], both at least 32"
                 )
+        for key in ("frames", "clip", "patience", "weight_decay", "encoder_lr", "frozen_encoder_epochs"):
+            if getattr(self, key) < 0:
+                raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 or more")
         for key in ("mix", "ema", "first_share", "max_bad"):
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
+        if self.mix + self.pseudo_share >= 1:
+            raise RecipeError(
+                f"mix = {self.mix:g} and teacher.share = {self.pseudo_share:g} leave no room for the data set itself"
+            )
         if self.batch_size % self.accumulate:
             raise RecipeError(
                 f"batch_size = {self.batch_size} is not a multiple of accumulate = {self.accumulate}"
@@ -154,27 +198,48 @@ class TrainConfig:
                 f"augment.zoom = {list(self.augment.zoom)}: expected [smallest, largest], both above 0"
             )
 
+    @property
+    def pseudo_share(self) -> float:
+        """Share of each batch that a teacher has labelled; 0 without a teacher."""
+        return self.teacher.share if self.teacher.model else 0.0
+
 
 def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
     """Reads a TOML recipe; ``overrides`` that are not None replace its values.
 
+    A recipe may name another one that it builds on, ``base = "base/labelled.toml"``, relative to itself: each key
+    that it has replaces the base's, a table as a whole.
+
     Raises:
         RecipeError: for a file that is missing or no TOML, an unknown key (with the closest), a wrong type or value.
     """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {path} is not TOML: {error}") from None
+    content = _read(Path(path), ())
     content.update({key: value for key, value in overrides.items() if value is not None})
     try:
         config: TrainConfig = _fill(TrainConfig, content, "")
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from None
     return config
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe's table on top of its base's."""
+    if path.resolve() in above:
+        raise RecipeError(f"recipe {path}: base leads back to it")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {path} is not TOML: {error}") from None
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe {path}: base = {base!r}: expected str")
+    return _read(path.parent / base, (*above, path.resolve())) | content
 
 
 def _fill(kind: type, content: dict[str, Any], prefix: str) -> Any:
@@ -209,7 +274,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 def to_toml(config: TrainConfig) -> str:
     """All resolved values as TOML, which :func:`load_recipe` reads back."""
     values = dataclasses.asdict(config)
-    tables = {key: values.pop(key) for key in ("loss", "loss_options", "augment")}
+    tables = {key: values.pop(key) for key in ("loss", "loss_options", "augment", "teacher")}
     lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
     options = tables.pop("loss_options")
     for name, table in tables.items():

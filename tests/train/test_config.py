@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from depthzoo.registry import list_losses, list_models
-from train.config import AugmentConfig, RecipeError, TrainConfig, load_recipe, to_toml
+from train.config import AugmentConfig, RecipeError, TeacherConfig, TrainConfig, load_recipe, to_toml
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "train" / "recipes").glob("*.toml"))
 
@@ -23,6 +23,7 @@ def test_a_resolved_configuration_reads_back(tmp_path: Path) -> None:
         loss={"silog": 1.0, "gradient": 0.5},
         loss_options={"gradient": {"log": True}},
         augment=AugmentConfig(flip=True, zoom=(0.9, 1.4)),
+        teacher=TeacherConfig(model="unet", size=(64, 96)),
         size=(64, 96),
     )
     path = tmp_path / "config.toml"
@@ -35,6 +36,34 @@ def test_flags_win(tmp_path: Path) -> None:
     path.write_text("lr = 0.1\nepochs = 3\n")
     config = load_recipe(path, lr=0.2, epochs=None)
     assert (config.lr, config.epochs) == (0.2, 3)
+
+
+def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "all.toml").write_text(
+        "lr = 0.1\nepochs = 3\n[loss]\nmse = 1.0\n[augment]\nflip = true\n"
+    )
+    path = tmp_path / "r.toml"
+    path.write_text('base = "base/all.toml"\nepochs = 4\n[loss]\nberhu = 1.0\n')
+    config = load_recipe(path, seed=7)
+    assert (config.lr, config.epochs, config.seed, config.augment.flip) == (0.1, 4, 7, True)
+    assert config.loss == {"berhu": 1.0}
+    assert "base" not in to_toml(config)
+
+
+def test_a_recipe_that_builds_on_itself_or_on_nothing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('base = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n')
+    with pytest.raises(RecipeError, match=r"a\.toml: base leads back to it"):
+        load_recipe(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text('base = "c.toml"\n')
+    with pytest.raises(RecipeError, match=r"c\.toml cannot be read: No such file"):
+        load_recipe(tmp_path / "a.toml")
+
+
+def test_the_teacher_counts_only_where_there_is_one() -> None:
+    assert TrainConfig().pseudo_share == 0
+    assert TrainConfig(teacher=TeacherConfig(model="unet", share=0.25)).pseudo_share == 0.25
 
 
 @pytest.mark.parametrize(
@@ -55,6 +84,12 @@ def test_flags_win(tmp_path: Path) -> None:
         ("augment = 3", "augment must be a table"),
         ("[augment]\nzoom = [2.0, 1.0]", "augment.zoom"),
         ("lr = ", "is not TOML"),
+        ("base = 3", "base = 3: expected str"),
+        ("frames = -1", "frames = -1: expected 0 or more"),
+        ("[teacher]\nshare = 1.0", "teacher.share = 1.0"),
+        ("[teacher]\nsize = [8, 8]", "teacher.size"),
+        ("[teacher]\nmodle = 'unet'", "unknown key 'teacher.modle': did you mean 'model'"),
+        ("mix = 0.5\n[teacher]\nmodel = 'unet'\nshare = 0.5", "leave no room"),
     ],
 )
 def test_a_bad_recipe_is_one_line_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
