@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision.transforms.functional as TF
 
-from train.augment import augment, geometry
+from train.augment import augment, geometry, sampling_grid
 from train.config import AugmentConfig
 from train.loading import DRAWS, Batch, sample_draws
 
@@ -110,6 +112,87 @@ def test_channel_swap_permutes() -> None:
     batch = make(picture, METRE, FULL, d10=0.0, d11=0.99)
     image, _, _ = augment(batch, (48, 64), AugmentConfig(channel_swap=1.0), CPU)
     torch.testing.assert_close(image[0, :, 24, 32] * 255, torch.tensor([30.0, 20.0, 10.0]))
+
+
+@pytest.mark.parametrize("bend", [0.1, 0.9])
+def test_colours_are_torchvisions(bend: float) -> None:
+    """Saturation, contrast, brightness and gamma, either way, where nothing is clipped."""
+    generator = torch.Generator().manual_seed(1)
+    picture = torch.randint(90, 150, (3, 48, 64), generator=generator, dtype=torch.uint8)
+    config = AugmentConfig(brightness=0.25, contrast=0.3, saturation=0.4, gamma=1.5)
+    batch = make(picture, METRE, FULL, d5=bend, d7=1 - bend, d8=bend, d9=1 - bend)
+    image, _, _ = augment(batch, (48, 64), config, CPU)
+    far = 2 * bend - 1
+    expected = TF.adjust_saturation(picture / 255, 1 + 0.4 * far)
+    expected = TF.adjust_brightness(TF.adjust_contrast(expected, 1 - 0.3 * far), 1 + 0.25 * far)
+    assert 0 < expected.min() and expected.max() < 1
+    torch.testing.assert_close(image[0], TF.adjust_gamma(expected, 1.5**-far), atol=5e-4, rtol=0)
+
+
+def test_grey_is_grey() -> None:
+    batch = make(ramp(48, 64), METRE, FULL, d6=0.1)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(grey=0.2), CPU)
+    expected = TF.rgb_to_grayscale(ramp(48, 64) / 255.0, num_output_channels=3)
+    torch.testing.assert_close(image[0], expected, atol=2e-3, rtol=0)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(grey=0.05), CPU)
+    torch.testing.assert_close(image[0], ramp(48, 64) / 255.0, atol=1e-5, rtol=0)
+
+
+def test_the_grid_is_affine_grids() -> None:
+    matrix = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = F.affine_grid(matrix, [3, 1, 33, 50], align_corners=False)
+    torch.testing.assert_close(sampling_grid(matrix, (33, 50)), expected)
+
+
+def test_half_precision_around_it_changes_nothing() -> None:
+    config = AugmentConfig(zoom=(1.1, 1.3), rotate=5.0, contrast=0.3, gamma=1.2)
+    batch = make(ramp(48, 64), METRE, FULL, d0=0.9, d1=0.8, d7=0.9)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = augment(batch, (48, 64), config, CPU)
+    for one, other in zip(inside, augment(batch, (48, 64), config, CPU), strict=True):
+        assert torch.equal(one, other)
+
+
+# A patch from a quarter of the width and half of the height: columns 16 to 34, rows 24 to 33.
+PATCH = {"d12": 0.25, "d13": 0.5, "d14": 0.5, "d15": 0.5}
+
+
+def test_cutdepth_shows_depth_where_it_is_valid_and_the_picture_elsewhere() -> None:
+    depth = (1000 + 10 * torch.arange(64)).expand(48, 64).to(torch.int16).clone()
+    depth[26:30, 20:30] = 0
+    batch = make(ramp(48, 64), depth, FULL, d16=0.3, **PATCH)
+    plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
+    image, metres, mask = augment(batch, (48, 64), AugmentConfig(cutdepth=0.4), CPU)
+    shown = torch.zeros(48, 64, dtype=torch.bool)
+    shown[24:33, 16:34] = True
+    shown[26:30, 20:30] = False
+    changed = (image != plain)[0].any(0)
+    assert torch.equal(changed, shown)
+    expected = (metres[0] / metres.max()).expand(3, -1, -1)
+    torch.testing.assert_close(image[0][:, shown], expected[:, shown])
+    torch.testing.assert_close(metres[0, 0] * 1000, depth.float())
+    assert torch.equal(mask[0, 0], depth > 0)
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.0, 0), (0.5, 0.5), (1.0, 1)])
+def test_cutdepth_is_as_frequent_as_asked(probability: float, share: float) -> None:
+    count = 150
+    draws = np.stack([sample_draws(5, 0, index) for index in range(count)])
+    frames = ramp(48, 64).expand(count, -1, -1, -1), METRE.expand(count, 1, -1, -1)
+    batch = Batch(*frames, draws, FULL, ["k"] * count)
+    plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(cutdepth=probability), CPU)
+    again, _, _ = augment(batch, (48, 64), AugmentConfig(cutdepth=probability), CPU)
+    assert torch.equal(image, again)
+    changed = (image != plain).flatten(1).any(1).float().mean()
+    assert changed == pytest.approx(share, abs=0.1 * (0 < share < 1))
+
+
+def test_cutdepth_of_a_picture_without_depth_is_the_picture() -> None:
+    batch = make(ramp(48, 64), torch.zeros(48, 64, dtype=torch.int16), FULL, d16=0.0, **PATCH)
+    plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
+    image, _, mask = augment(batch, (48, 64), AugmentConfig(cutdepth=1.0), CPU)
+    assert torch.equal(image, plain) and not mask.any()
 
 
 def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
