@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import depthzoo
+from depthzoo.data.codec import encode_depth, encode_image
 from depthzoo.data.rooms import render
-from depthzoo.data.shards import encode_depth, encode_image
 
 FOLDER = Path(depthzoo.__file__).parent / "data" / "examples"
 # Seeds of the rooms, by the name of the picture.

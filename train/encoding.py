@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from depthzoo.data.shards import encode_depth, encode_image
+from depthzoo.data.codec import encode_depth, encode_image
 from train.sources.frames import Frame, FrameError, SourceError
 
 # A median outside this range of metres means that the depth is in another unit.

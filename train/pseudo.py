@@ -20,7 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from depthzoo import weights as zoo_weights
-from depthzoo.data.shards import ShardWriter, encode_depth, encode_image, write_dataset
+from depthzoo.data.codec import encode_depth, encode_image
+from depthzoo.data.shards import ShardWriter, write_dataset
 from depthzoo.download import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size

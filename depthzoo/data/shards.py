@@ -12,21 +12,19 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from depthzoo.data.codec import DatasetError, decode
 
 FORMAT = "depthzoo-shards"
 VERSION = 1
 # Types of a row of an index: key, extension, then offset and length of the image and of the depth.
 ROW = (str, str, int, int, int, int)
-
-
-class DatasetError(ValueError):
-    """A data set that is missing, cut short, or not what its ``dataset.json`` says."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -42,30 +40,6 @@ def write_json(path: Path, content: Any) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
-
-
-def encode_depth(depth: np.ndarray) -> bytes:
-    """Metres (H, W) to a 16-bit millimetre PNG.
-
-    What is not finite or not positive, or nearer than half a millimetre, becomes 0, invalid; what is beyond
-    65.535 m becomes that.
-    """
-    depth = np.asarray(depth, dtype=np.result_type(depth, np.float32))  # float16 steps by 8 mm at 10 m
-    with np.errstate(invalid="ignore"):
-        millimetres = np.where(np.isfinite(depth) & (depth > 0), np.rint(depth * 1000.0), 0)
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(millimetres, 0, 65535).astype(np.uint16)).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
-
-
-def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, bytes]:
-    """uint8 RGB (H, W, 3) to ("png", bytes), or to ("jpg", bytes) of the given quality."""
-    buffer = io.BytesIO()
-    if quality is None:
-        Image.fromarray(image).save(buffer, "PNG", compress_level=3)
-        return "png", buffer.getvalue()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return "jpg", buffer.getvalue()
 
 
 class ShardWriter:
@@ -188,15 +162,52 @@ def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise DatasetError(
             f"no data set at {folder}: dataset.json is missing; run python -m train.prepare first"
         )
+    return parse_dataset(path.read_bytes(), str(path))
+
+
+def parse_dataset(text: bytes, name: str) -> dict[str, Any]:
+    """The content of a ``dataset.json``; ``name`` is what errors call it.
+
+    Raises:
+        DatasetError: if it is something else.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
-        raise DatasetError(f"{path} is not JSON: {error}") from None
+        raise DatasetError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise DatasetError(f"{path} does not describe {FORMAT} version {VERSION}")
+        raise DatasetError(f"{name} does not describe {FORMAT} version {VERSION}")
     if not isinstance(content.get("splits"), dict):
-        raise DatasetError(f"{path} has no table of splits")
+        raise DatasetError(f"{name} has no table of splits")
     return content
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A row of ``dataset.json``: file name, samples, bytes, digest."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+def split_shards(info: dict[str, Any], split: str, where: str) -> tuple[float, list[Shard]]:
+    """Focal length in pixels and shards of a split, from the content of ``dataset.json``.
+
+    Raises:
+        DatasetError: naming ``where``, if there is no such split or something is missing.
+    """
+    if split not in info["splits"]:
+        has = ", ".join(sorted(info["splits"])) or "none"
+        raise DatasetError(f"{where} has no split {split!r}; it has: {has}")
+    entry = info["splits"][split]
+    try:
+        return float(entry["focal_px"]), [
+            Shard(str(s["file"]), int(s["count"]), int(s["bytes"]), str(s["sha256"])) for s in entry["shards"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{where}: dataset.json lacks part of split {split!r}: {error!r}") from None
 
 
 class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
@@ -205,6 +216,7 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
     Args:
         folder: of the data set.
         split: "train", "val" or "test".
+        limit: take only so many samples, evenly spread over the split; 0 takes all.
 
     Attributes:
         keys: of the samples, in order.
@@ -215,31 +227,25 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
         DatasetError: for a missing folder, split, shard or index, and a shard cut short.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], split: str) -> None:
+    def __init__(self, folder: str | os.PathLike[str], split: str, limit: int = 0) -> None:
         self.folder, self.split = Path(folder), split
         self.info = read_dataset(folder)
-        if split not in self.info["splits"]:
-            has = ", ".join(sorted(self.info["splits"])) or "none"
-            raise DatasetError(f"{folder} has no split {split!r}; it has: {has}")
-        entry = self.info["splits"][split]
-        try:
-            self.focal_px = float(entry["focal_px"])
-            shards = [(str(s["file"]), int(s["count"]), int(s["bytes"])) for s in entry["shards"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{folder}: dataset.json lacks part of split {split!r}: {error!r}") from None
+        self.focal_px, shards = split_shards(self.info, split, str(folder))
         self._rows: list[tuple[Path, list[Any]]] = []
-        for name, count, size in shards:
-            path = self.folder / name
+        for shard in shards:
+            path = self.folder / shard.file
             if not path.is_file():
                 raise DatasetError(f"{path} is missing; dataset.json names it")
-            if path.stat().st_size != size:
-                raise DatasetError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}")
+            if path.stat().st_size != shard.bytes:
+                raise DatasetError(f"{path} has {path.stat().st_size} bytes, dataset.json says {shard.bytes}")
             rows = self._read_index(path)
-            if len(rows) != count:
-                raise DatasetError(f"{path} has {len(rows)} samples, dataset.json says {count}")
+            if len(rows) != shard.count:
+                raise DatasetError(f"{path} has {len(rows)} samples, dataset.json says {shard.count}")
             self._rows += [(path, row) for row in rows]
         if not self._rows:
             raise DatasetError(f"{folder}: split {split!r} is empty")
+        if 0 < limit < len(self._rows):
+            self._rows = [self._rows[i * len(self._rows) // limit] for i in range(limit)]
         self.keys = [row[0] for _, row in self._rows]
 
     @staticmethod
@@ -280,23 +286,7 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
         """Decodes a sample.
 
         Raises:
-            DatasetError: naming shard and key, for what cannot be decoded, depth that is not 16 bit, or sizes
-                that differ.
+            DatasetError: naming shard and key; see :func:`decode`.
         """
-        image_bytes, depth_bytes = self.encoded(index)
         path, row = self._rows[index]
-        try:
-            image = np.asarray(Image.open(io.BytesIO(image_bytes)).convert("RGB"))
-            picture = Image.open(io.BytesIO(depth_bytes))
-            mode, depth = picture.mode, np.asarray(picture)
-        except Exception as error:  # Pillow raises SyntaxError, struct.error and its own besides
-            raise DatasetError(f"{path}: sample {row[0]!r} cannot be decoded: {error}") from None
-        # A PNG has at most 16 bits; Pillow 10.1 opens those of 16 as mode I.
-        if mode != "I" and not mode.startswith("I;16"):
-            raise DatasetError(f"{path}: depth of sample {row[0]!r} is not a 16-bit PNG but mode {mode}")
-        if depth.shape != image.shape[:2]:
-            raise DatasetError(
-                f"{path}: sample {row[0]!r} has an image of {image.shape[0]}x{image.shape[1]} "
-                f"and depth of {depth.shape[0]}x{depth.shape[1]}"
-            )
-        return image, depth.astype(np.uint16, copy=False)
+        return decode(*self.encoded(index), str(path), row[0])

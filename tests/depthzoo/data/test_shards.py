@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthzoo.data import shards
+from depthzoo.data import codec, shards
+from depthzoo.data.codec import encode_depth, encode_image
 from depthzoo.data.shards import (
     DatasetError,
     ShardDataset,
     ShardWriter,
-    encode_depth,
-    encode_image,
     read_dataset,
     write_dataset,
 )
@@ -357,7 +356,7 @@ def test_sixteen_bits_as_older_pillows_open_them(folder: Path, monkeypatch: pyte
         return picture.convert("I") if picture.mode == "I;16" else picture
 
     expected = ShardDataset(folder, "train")[1][1]
-    monkeypatch.setattr(shards.Image, "open", older)
+    monkeypatch.setattr(codec.Image, "open", older)
     depth = ShardDataset(folder, "train")[1][1]
     assert depth.dtype == np.uint16
     np.testing.assert_array_equal(depth, expected)
