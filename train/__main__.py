@@ -5,6 +5,7 @@ torchrun --nproc-per-node 8 -m train --recipe ... --data DIR --out RUN
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 
 from depthzoo.predictor import select_device
 from train.arguments import command, parse_size
-from train.config import load_recipe
+from train.config import TrainConfig, load_recipe
 from train.distributed import joined
 from train.engine import Run, RunOptions, check_writable
+from train.feed import Sources
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,8 +25,16 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--recipe", type=Path, required=True, metavar="FILE", help="a TOML file of train/recipes"
     )
-    main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards made by train.prepare")
+    main.add_argument("--data", required=True, metavar="DIR|URL", help="shards made by train.prepare")
     main.add_argument("--mix-data", type=Path, metavar="DIR", help="a second data set, for a recipe with mix")
+    main.add_argument(
+        "--pictures",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="TAR|DIR",
+        help="pictures without depth, for a recipe with a [teacher]",
+    )
     main.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     main.add_argument("--device", metavar="cpu|cuda")
     main.add_argument(
@@ -35,12 +45,14 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--resume", action="store_true", help="go on from the checkpoint in RUN")
     main.add_argument("--deterministic", action="store_true", help="the same bits each time, slower")
     main.add_argument("--compile", action="store_true", help="torch.compile the network")
+    main.add_argument("--no-report", action="store_true", help="no report.html and report.png at the end")
     settings = main.add_argument_group("instead of the recipe's values")
     settings.add_argument("--size", type=parse_size, metavar="HxW")
     settings.add_argument("--batch-size", type=int, metavar="N", help="over all processes")
     settings.add_argument("--accumulate", type=int, metavar="N")
     settings.add_argument("--steps", type=int, metavar="N")
     settings.add_argument("--epochs", type=int, metavar="N")
+    settings.add_argument("--frames", type=int, metavar="N", help="of the train split, evenly spread")
     settings.add_argument("--lr", type=float)
     settings.add_argument("--seed", type=int)
     settings.add_argument("--mix", type=float, metavar="SHARE")
@@ -55,22 +67,26 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-OPTIONS = ("mix_data", "device", "cache", "workers", "max_steps", "resume", "deterministic", "compile")
-
-
 def run(args: argparse.Namespace) -> int:
-    overrides = {
-        key: value for key, value in vars(args).items() if key not in (*OPTIONS, "recipe", "data", "out")
-    }
+    overrides = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(TrainConfig)}
     config = load_recipe(args.recipe, **overrides)
     device = select_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
     if not args.resume:
         check_writable(args.out)
+    sources = Sources(args.data, args.mix_data, tuple(args.pictures), args.cache, args.workers)
     with joined(device) as world:
-        given = {key: getattr(args, key) for key in OPTIONS if key != "device"}
-        training = Run(config, args.data, args.out, RunOptions(device=device, world=world, **given))
+        options = RunOptions(
+            device=device,
+            world=world,
+            max_steps=args.max_steps,
+            resume=args.resume,
+            deterministic=args.deterministic,
+            compile=args.compile,
+            report=not args.no_report,
+        )
+        training = Run(config, sources, args.out, options)
         summary = training.train()
         if world.writes:
             best = summary["best_val_abs_rel"]

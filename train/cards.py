@@ -1,5 +1,6 @@
 """Between a run and the zoo: finding weights to evaluate, and storing them with what was measured."""
 
+import dataclasses
 import platform
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from depthzoo import weights as zoo_weights
 from depthzoo.metrics import EIGEN_CROP
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
+from train.config import TrainConfig, to_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
@@ -59,6 +61,47 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
+def start_card(
+    model: DepthModel,
+    config: TrainConfig,
+    data: dict[str, Any],
+    origin: dict[str, Any],
+    trained_on: dict[str, Any],
+) -> dict[str, Any]:
+    """The card of weights before they are evaluated.
+
+    Args:
+        model: that was trained.
+        config: of the run.
+        data: "dataset", "mixed_with" and "terms", from ``Feed.describe``.
+        origin: the card of the weights that the run started from, or empty.
+        trained_on: device, steps, images.
+    """
+    # A path says nothing elsewhere; what an initial file says of itself does.
+    names: dict[str, Any] = {key: Path(getattr(config, key)).name for key in ("init", "encoder_weights")}
+    names["teacher"] = dataclasses.replace(config.teacher, model=Path(config.teacher.model).name)
+    kept = ("recipe", "trained_on", "initialised_from", "mixed_with")
+    start = {key: origin[key] for key in kept if origin.get(key)}
+    return {
+        "model": model.name,
+        "tag": config.tag,
+        "arguments": model.arguments,
+        "size": list(config.size),
+        "recipe": to_toml(dataclasses.replace(config, **names)),
+        "initialised_from": start or None,
+        "depth_range": [model.min_depth, model.max_depth],
+        "unit": "m",
+        "camera": KINECT,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_on": trained_on,
+        "commit": commit(),
+        "versions": versions(),
+        **data,
+        # What the initial weights were trained on binds these too.
+        "terms": "; ".join(dict.fromkeys(filter(None, (origin.get("terms"), data["terms"])))),
+    }
+
+
 def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
     """The card of evaluated weights: what their own header says, and the figures.
 
@@ -75,7 +118,8 @@ def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]
         f"crop [{top}:{bottom}, {left}:{right}], 0.001 < d < 10 m, no median scaling"
     )
     metrics = {"protocol": protocol, **report["plain"], "flip": report["flip"]}
-    return {**model.card, "metrics": metrics, "terms": dataset.get("terms", ""), "commit": commit()}
+    terms = model.card.get("terms") or dataset.get("terms", "")
+    return {**model.card, "metrics": metrics, "terms": terms, "commit": commit()}
 
 
 def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: str) -> Path:

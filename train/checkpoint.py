@@ -1,7 +1,6 @@
 """Checkpoints that need no pickle: one safetensors file, tensors by name and the rest as JSON in its header."""
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ class Checkpoint:
         model: the network's state.
         average: the moving average's state, or None.
         optimizer: the optimizer's ``state_dict``.
-        state: step, best figure, history; JSON-able.
+        state: step, best figure, history; JSON-able and finite.
         config: the resolved configuration as TOML.
     """
 
@@ -43,11 +42,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         tensors.update({f"average/{key}": value for key, value in checkpoint.average.items()})
     for index, entry in checkpoint.optimizer["state"].items():
         tensors.update({f"optimizer/{index}/{key}": value for key, value in entry.items()})
-    state = dict(checkpoint.state)
-    if not math.isfinite(state["best"]):
-        state["best"] = None
     header = {
-        "state": json.dumps(state),
+        "state": json.dumps(checkpoint.state),
         "config": checkpoint.config,
         "param_groups": json.dumps(checkpoint.optimizer["param_groups"]),
     }
@@ -89,8 +85,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = header["config"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
-    if state["best"] is None:
-        state["best"] = math.inf
     optimizer = {"state": entries, "param_groups": groups}
     return Checkpoint(model, average or None, optimizer, state, config)
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from depthzoo.registry import create_model
 from depthzoo.weights_file import HEADER_KEY, write_bytes
 from train.cards import commit, versions
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine import Interruption
+from train.interruption import Interruption
 from train.pictures import Unreadable, find_pictures, fingerprint
 from train.pretext import Classify, Pretext, SimSiam
 from train.pretrain_config import PretrainConfig, PretrainError, learning_rate, make_optimizer
@@ -192,8 +191,7 @@ class Pretraining:
                 if whole or self.step % config.checkpoint_every == 0 or interruption.signal is not None:
                     self.save()
                 if interruption.signal is not None:
-                    name = signal.Signals(interruption.signal).name
-                    bar.write(f"{name}: saved at step {self.step}; --resume goes on from there")
+                    bar.write(f"{interruption.name}: saved at step {self.step}; --resume goes on from there")
                     break
         return self.summary()
 
@@ -250,7 +248,6 @@ class Pretraining:
         """Writes the checkpoint, the encoder and the metrics, each whole or not at all."""
         state = {
             "step": self.step,
-            "best": math.inf,  # the last weights count; the format asks for it
             "history": self.history,
             "resumed_from": self.resumed_from,
             "fingerprint": self.fingerprint,

@@ -2,7 +2,7 @@
 
 python -m train.pseudo --teacher unet_resnet50 --data PICTURES.tar ... --out DIR [--size HxW] [--flip] [--limit N]
 
-python -m train --mix-data DIR then trains on them beside real frames.
+python -m train --mix-data DIR then trains on them beside real frames; a recipe with a [teacher] does both.
 """
 
 import argparse
@@ -11,10 +11,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -26,8 +28,8 @@ from depthzoo.download import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size
 from train.cards import KINECT, load_any
-from train.engine import Interruption
-from train.pictures import Picture, PictureError, Unreadable, find_pictures
+from train.interruption import Interruption
+from train.pictures import Picture, PictureError, Unreadable, find_pictures, fingerprint
 
 JPEG_QUALITY = 95
 CAMERA = "assumed: the reference camera, 518.86 px focal length at 640 wide, scaled to the stored width"
@@ -35,6 +37,53 @@ CAMERA = "assumed: the reference camera, 518.86 px focal length at 640 wide, sca
 
 class PseudoError(ValueError):
     """Labelling that cannot start; one line."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Which teacher labels which pictures, and how.
+
+    Attributes:
+        teacher: a name of the zoo, a run's folder or a weights file.
+        weights: tag of the weights, where ``teacher`` is a name.
+        pictures: tars and folders.
+        size: (H, W) of the stored frames; None is the teacher's working size.
+        flip: average with the mirrored picture's depth.
+        limit: only so many pictures, evenly spread; 0 is all.
+        batch_size: pictures that go through the teacher together.
+        terms: of the pictures.
+    """
+
+    teacher: str
+    weights: str
+    pictures: tuple[Path, ...]
+    size: tuple[int, int] | None = None
+    flip: bool = False
+    limit: int = 0
+    batch_size: int = 16
+    terms: str = "not stated"
+
+    def __post_init__(self) -> None:
+        for key, low in (("batch_size", 1), ("limit", 0)):
+            if getattr(self, key) < low:
+                name = key.replace("_", "-")
+                raise PseudoError(f"--{name} {getattr(self, key)}: expected at least {low}")
+
+    def found(self) -> list[Picture]:
+        """The pictures that are labelled."""
+        pictures = find_pictures(self.pictures)
+        if not 0 < self.limit < len(pictures):
+            return pictures
+        return [pictures[i * len(pictures) // self.limit] for i in range(self.limit)]
+
+    def describe(self) -> dict[str, Any]:
+        """What tells one labelling from another: digests of the teacher's weights and of the list of pictures."""
+        return {
+            "teacher": teacher_card(self.teacher, self.weights)["sha256"],
+            "pictures": fingerprint(self.found()),
+            "size": list(self.size) if self.size else None,
+            "flip": self.flip,
+        }
 
 
 def centre_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -174,35 +223,45 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def run(args: argparse.Namespace) -> int:
-    out: Path = args.out
+def make_pseudo_labels(labelling: Labelling, out: Path, device: torch.device) -> tuple[int, int]:
+    """Has a teacher label pictures; the data set ``out`` appears when all is done.
+
+    Returns:
+        How many were labelled, and how many skipped because they cannot be read.
+
+    Raises:
+        PseudoError: ``out`` is in use.
+        ValueError: no such teacher, pictures that are missing, or too many that cannot be read.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with nothing left behind.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PseudoError(f"{out} exists and is not empty; give another --out")
-    for key, low in (("batch_size", 1), ("limit", 0)):
-        if getattr(args, key) < low:
-            raise PseudoError(f"--{key.replace('_', '-')} {getattr(args, key)}: expected at least {low}")
-    device = select_device(args.device)
-    model = load_any(args.teacher, args.weights)
-    predict = Predictor(model, device, batch_size=args.batch_size, flip=args.flip)
-    teacher = teacher_card(args.teacher, args.weights)
-    teacher |= {"working_size": list(predict.size), "flip": args.flip}
-    pictures = find_pictures(args.data)
-    if args.limit and args.limit < len(pictures):
-        pictures = [pictures[i * len(pictures) // args.limit] for i in range(args.limit)]
-    terms = f"pictures: {args.terms}; depth by a teacher trained on data with these terms: {teacher['terms']}"
+    model = load_any(labelling.teacher, labelling.weights)
+    predict = Predictor(model, device, batch_size=labelling.batch_size, flip=labelling.flip)
+    teacher = teacher_card(labelling.teacher, labelling.weights)
+    pictures = labelling.found()
     count = label(
         pictures,
         predict,
         out,
-        args.size or predict.size,
-        args.batch_size,
+        labelling.size or predict.size,
+        labelling.batch_size,
         source="pseudo-labels",
         truth="pseudo-labels of a teacher",
-        pictures_from=[path.name for path in args.data],
-        teacher=teacher,
-        terms=terms,
+        pictures_from=[path.name for path in labelling.pictures],
+        teacher=teacher | {"working_size": list(predict.size), "flip": labelling.flip},
+        labelling=labelling.describe(),
+        terms=f"pictures: {labelling.terms}; depth by a teacher trained on data with these terms: {teacher['terms']}",
     )
-    print(f"{out}: {count} train, {len(pictures) - count} skipped")
+    return count, len(pictures) - count
+
+
+def run(args: argparse.Namespace) -> int:
+    names = ("teacher", "weights", "size", "flip", "limit", "batch_size", "terms")
+    given = {name: getattr(args, name) for name in names}
+    labelling = Labelling(pictures=tuple(args.data), **given)
+    count, skipped = make_pseudo_labels(labelling, args.out, select_device(args.device))
+    print(f"{args.out}: {count} train, {skipped} skipped")
     return 0
 
 

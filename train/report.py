@@ -180,7 +180,9 @@ def report_picture(facts: RunFacts, samples: Sequence[ValidationSample]) -> Pixe
     return np.concatenate(parts)
 
 
-def report_run(run: Path, dataset: ShardDataset, device: torch.device) -> tuple[Path, Path]:
+def report_run(
+    run: Path, dataset: ShardDataset, device: torch.device, progress: bool = True
+) -> tuple[Path, Path]:
     """Evaluates a run's best weights, as they are in its file, on a split, and writes the report.
 
     Raises:
@@ -192,7 +194,7 @@ def report_run(run: Path, dataset: ShardDataset, device: torch.device) -> tuple[
     height, width = (model.card or {}).get("size", (480, 640))
     protocol = default_protocol(dataset)
     predict = torch_predict(model, device)
-    results, rows = evaluate(predict, dataset, (height, width), protocol)
+    results, rows = evaluate(predict, dataset, (height, width), protocol, progress)
     samples = collect_samples(predict, dataset, (height, width), protocol, rows)
     truth = dataset.info.get("truth", "as stored")
     about = f"{len(dataset)} {dataset.split} frames, {truth} truth, {protocol} protocol, {height}x{width}"

@@ -39,6 +39,11 @@ class Tracker:
             str(run / FOLDER), purge_step=None if resumed_at is None else resumed_at + 1
         )
 
+    @property
+    def writes(self) -> bool:
+        """Whether anything becomes of what it is given."""
+        return self._writer is not None
+
     def __enter__(self) -> "Tracker":
         return self
 

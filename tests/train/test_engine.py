@@ -138,10 +138,11 @@ def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Pa
     arguments = ["--recipe", recipe, "--data", real_set, "--mix-data", rooms_set, "--out", out]
     assert train(*arguments, *flags) == 0
     from train.config import load_recipe
-    from train.engine import Run, RunOptions
+    from train.engine import Run
+    from train.feed import Sources
 
-    half = Run(load_recipe(recipe, mix=0.5), real_set, tmp_path / "other", RunOptions(mix_data=rooms_set))
-    *_, keys = half.batch(0)
+    half = Run(load_recipe(recipe, mix=0.5), Sources(real_set, rooms_set), tmp_path / "other")
+    *_, keys = half.feed.batch(0, (64, 64))
     assert [key.split("-")[0] for key in keys] == ["nyu", "nyu", "room", "room"]
 
 
@@ -195,11 +196,13 @@ def test_a_checkpoint_cut_short_is_refused(
 
 def test_a_loss_that_is_not_finite_names_the_samples(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
     from train.config import load_recipe
-    from train.engine import Run, TrainingError
+    from train.engine import Run
+    from train.feed import Sources
+    from train.progress import TrainingError
 
-    training = Run(load_recipe(recipe), rooms_set, tmp_path / "run")
+    training = Run(load_recipe(recipe), Sources(rooms_set), tmp_path / "run")
     with torch.no_grad():
-        training.model.head.conv.bias.fill_(math.nan)
+        training.learner.model.head.conv.bias.fill_(math.nan)
     with pytest.raises(TrainingError, match=r"nan at step 0; samples: room-\d+, room-"):
         training.train_step()
 

@@ -1,0 +1,158 @@
+"""What one optimiser step does: the network, its loss, its optimiser and its moving average."""
+
+import contextlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from depthzoo.losses import MultiScale, combined
+from depthzoo.models import DepthModel
+from depthzoo.registry import create_model
+from depthzoo.weights import load_into
+from train.checkpoint import Checkpoint
+from train.config import TrainConfig
+from train.distributed import World
+from train.optimize import make_optimizer, recompute_activations, set_modes
+from train.progress import TrainingError
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def build_model(config: TrainConfig) -> DepthModel:
+    """A fresh model, from ``encoder_weights`` or ``init`` where given."""
+    torch.manual_seed(config.seed)
+    encoder = None if config.encoder_weights == "none" else config.encoder_weights
+    head: Any = config.head
+    model = create_model(config.model, weights=None, encoder_weights=encoder, head=head)
+    if config.init:
+        load_into(model, config.init)
+    return model
+
+
+class Learner:
+    """A model that learns from one batch after the other.
+
+    Args:
+        config: of the run.
+        device: where it is.
+        world: the processes.
+        compile: let ``torch.compile`` speed up the network.
+
+    Attributes:
+        model: what the optimiser changes.
+        average: its moving average, or None.
+    """
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, world: World, compile: bool = False
+    ) -> None:
+        self.config, self.device, self.world, self.compile = config, device, world, compile
+        self.model = build_model(config).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.sync_batchnorm:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        average = get_ema_multi_avg_fn(config.ema)
+        self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema else None
+        if config.recompute:
+            recompute_activations(self.model)
+        self.loss = MultiScale(combined(config.loss, config.loss_options))
+        self.optimizer = make_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._network: tuple[bool, Any] | None = None
+
+    def autocast(self) -> torch.autocast:
+        """The recipe's precision."""
+        precision = self.config.precision
+        return torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32")
+
+    def network(self, frozen: bool) -> Any:
+        """What a step runs: the model, compiled if asked, inside DistributedDataParallel if there are others.
+
+        Made anew when the encoder thaws, since both look at what is to be trained.
+        """
+        if self._network is None or self._network[0] != frozen:
+            set_modes(self.model, self.config, frozen)
+            network: Any = torch.compile(self.model) if self.compile else self.model
+            if self.world.size > 1:
+                index = [self.device.index] if self.device.index is not None else None
+                network = DistributedDataParallel(network, device_ids=index, broadcast_buffers=False)
+            self._network = frozen, network
+        return self._network[1]
+
+    def learn(self, image: Tensor, depth: Tensor, mask: Tensor, rate: float, frozen: bool) -> float:
+        """One optimiser step, unless the loss is not finite: then nothing changes.
+
+        Args:
+            image: (N, 3, H, W) float in [0, 1], this process's part of the batch.
+            depth: (N, 1, H, W) metres.
+            mask: (N, 1, H, W) bool.
+            rate: learning rate.
+            frozen: keep the encoder as it is.
+
+        Returns:
+            The loss, over all processes; not finite if it is so in any of them.
+
+        Raises:
+            TrainingError: the loss is not finite and the configuration wants to stop.
+        """
+        config, network, parts, value = self.config, self.network(frozen), self.config.accumulate, 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(parts):
+            # Strided, so that each part has its share of every data set.
+            picked = slice(part, None, parts)
+            last = part == parts - 1
+            with contextlib.nullcontext() if last or self.world.size == 1 else network.no_sync():
+                with self.autocast():
+                    predictions = network(image[picked], all_heads=True)
+                loss = self.loss(predictions, depth[picked], mask[picked]) / parts
+                value += float(loss.detach())
+                self.scaler.scale(loss).backward()
+        value = self.world.mean(value, self.device)
+        if not math.isfinite(value):
+            if config.nonfinite == "stop":
+                raise TrainingError(f"the loss is {value}")
+            return value
+        if config.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return value
+
+    def trained(self) -> DepthModel:
+        """The model whose weights count: the average where there is one."""
+        model: Any = self.model if self.average is None else self.average.module
+        return model  # type: ignore[no-any-return]
+
+    def calibrate(self, images: Iterable[Tensor]) -> None:
+        """Gives the averaged weights BatchNorm statistics of their own.
+
+        Those of the trained model are of other weights, and an average of them lags behind by far: a network
+        that predicts well on the statistics of its batch is then off by a factor.
+        """
+        if self.average is not None and not self.config.freeze_batchnorm:
+            with self.autocast():
+                update_bn(images, self.average.module)
+
+    def checkpoint(self, state: dict[str, Any], config: str) -> Checkpoint:
+        """All of it, with the run's own ``state`` and its configuration as TOML."""
+        average = None if self.average is None else self.average.state_dict()
+        state = {**state, "scaler": self.scaler.state_dict()}
+        return Checkpoint(self.model.state_dict(), average, self.optimizer.state_dict(), state, config)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to a checkpoint of the same configuration."""
+        self.model.load_state_dict(checkpoint.model)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.load_state_dict(checkpoint.average)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if checkpoint.state["scaler"]:
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
