@@ -1,9 +1,10 @@
 """Train samples, in an order and with variations that depend on (seed, epoch, index) alone."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from depthzoo.data.shards import DatasetError, ShardDataset
 DRAWS = 24
 # int16 millimetres: the farthest depth that a decoded set holds.
 MAX_MILLIMETRES = 32767
+# Frames that are decoded before they are stored, so that all threads have work.
+DECODED_AHEAD = 64
 # Share of a GPU's free memory that a decoded set may take unasked.
 DEVICE_SHARE = 0.5
 
@@ -56,39 +59,45 @@ def as_tensors(image: np.ndarray, depth: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(millimetres).unsqueeze(0)
 
 
-class _Reader:
-    """Decodes samples of one size, and bears with bad ones up to a share of the set."""
+class Decoder:
+    """Decodes samples of one size, and bears with bad ones up to a share of the set. Threads may share it.
 
-    def __init__(self, dataset: ShardDataset, max_bad: float) -> None:
-        self.dataset = dataset
-        self.allowed = int(max_bad * len(dataset))
-        self.bad: set[str] = set()
-        self.size: tuple[int, int] | None = None
+    Args:
+        where: the data set, for errors.
+        count: of its samples.
+        max_bad: share of them that may be unreadable; they are named on stderr.
+    """
 
-    def read(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """A decoded sample, or None for a bad one.
+    def __init__(self, where: str, count: int, max_bad: float) -> None:
+        self.where, self.count, self.allowed = where, count, int(max_bad * count)
+        self._bad: set[str] = set()
+        self._size: tuple[int, ...] | None = None
+
+    def __call__(
+        self, key: str, load: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[Tensor, Tensor] | None:
+        """What ``load`` gives as tensors, or None if it raises a DatasetError.
 
         Raises:
             DatasetError: for one bad sample too many, or a frame of another size.
         """
-        key = self.dataset.keys[index]
         try:
-            image, depth = self.dataset[index]
+            image, depth = load()
         except DatasetError as error:
-            if key not in self.bad:
-                self.bad.add(key)
+            if key not in self._bad:
+                self._bad.add(key)
                 print(f"left out: {error}", file=sys.stderr)
-            if len(self.bad) > self.allowed:
+            if len(self._bad) > self.allowed:
                 raise DatasetError(
-                    f"{len(self.bad)} bad samples of {len(self.dataset)}, {self.allowed} allowed (max_bad); {error}"
+                    f"{len(self._bad)} bad samples of {self.count}, {self.allowed} allowed (max_bad); {error}"
                 ) from None
             return None
-        if self.size is None:
-            self.size = depth.shape
-        if depth.shape != self.size:
+        if self._size is None:
+            self._size = depth.shape
+        if depth.shape != self._size:
             raise DatasetError(
-                f"{self.dataset.folder}: sample {key!r} is {depth.shape[0]}x{depth.shape[1]}, others "
-                f"{self.size[0]}x{self.size[1]}; prepare the data with --size"
+                f"{self.where}: sample {key!r} is {depth.shape[0]}x{depth.shape[1]}, others "
+                f"{self._size[0]}x{self._size[1]}; prepare the data with --size"
             )
         return as_tensors(image, depth)
 
@@ -101,6 +110,7 @@ class DecodedSet:
         max_bad: share of samples that may be unreadable; they are named and left out.
         device: where the frames lie.
         progress: a bar on a terminal.
+        workers: threads that decode.
 
     Raises:
         DatasetError: for more bad samples, or frames that differ in size.
@@ -112,34 +122,41 @@ class DecodedSet:
         max_bad: float = 0.0,
         device: torch.device | None = None,
         progress: bool = True,
+        workers: int = 4,
     ) -> None:
         self.focal_px = dataset.focal_px
         self.keys: list[str] = []
-        reader = _Reader(dataset, max_bad)
         images: Tensor | None = None
         bar = tqdm(
-            range(len(dataset)),
+            total=len(dataset),
             desc=f"decoding {dataset.split}",
             unit="frame",
             disable=None if progress else True,
         )
-        for index in bar:
-            pair = reader.read(index)
-            if pair is None:
-                continue
-            if images is None:
-                _, height, width = pair[0].shape
-                images = torch.empty(len(dataset), 3, height, width, dtype=torch.uint8, device=device)
-                depths = torch.empty(len(dataset), 1, height, width, dtype=torch.int16, device=device)
-            images[len(self.keys)], depths[len(self.keys)] = pair
-            self.keys.append(dataset.keys[index])
+        decoder = Decoder(str(dataset.folder), len(dataset), max_bad)
+        with bar, ThreadPoolExecutor(max(1, workers)) as pool:
+            # In parts: the frames wait decoded until it is their turn.
+            for start in range(0, len(dataset), DECODED_AHEAD):
+                part = range(start, min(start + DECODED_AHEAD, len(dataset)))
+                pairs = pool.map(lambda i: decoder(dataset.keys[i], partial(dataset.__getitem__, i)), part)
+                for index, pair in zip(part, pairs, strict=True):
+                    bar.update()
+                    if pair is None:
+                        continue
+                    if images is None:
+                        _, height, width = pair[0].shape
+                        images = torch.empty(len(dataset), 3, height, width, dtype=torch.uint8, device=device)
+                        depths = torch.empty(len(dataset), 1, height, width, dtype=torch.int16, device=device)
+                    images[len(self.keys)], depths[len(self.keys)] = pair
+                    self.keys.append(dataset.keys[index])
         if images is None:
             raise DatasetError(f"{dataset.folder}: split {dataset.split!r} has no readable sample")
         self.images, self.depths = images[: len(self.keys)], depths[: len(self.keys)]
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         where = torch.tensor(indices, device=self.images.device)
-        return self.images[where], self.depths[where]
+        # A tenth of the time of images[where].
+        return self.images.index_select(0, where), self.depths.index_select(0, where)
 
 
 class LazySet:
@@ -153,11 +170,12 @@ class LazySet:
 
     def __init__(self, dataset: ShardDataset, max_bad: float = 0.0, workers: int = 4) -> None:
         self.keys, self.focal_px = dataset.keys, dataset.focal_px
-        self._reader = _Reader(dataset, max_bad)
+        self._dataset = dataset
+        self._decoder = Decoder(str(dataset.folder), len(dataset), max_bad)
         self._pool = ThreadPoolExecutor(max(1, workers))
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        while (pair := self._reader.read(index)) is None:
+        while (pair := self._decoder(self.keys[index], partial(self._dataset.__getitem__, index))) is None:
             index = (index + 1) % len(self.keys)
         return pair
 
@@ -184,7 +202,7 @@ def open_frames(
         return LazySet(dataset, max_bad, workers)
     on_device = False
     if device.type == "cuda" and cache != "ram":
-        height, width = dataset[0][1].shape
+        height, width = dataset.info["splits"][dataset.split].get("size") or dataset[0][1].shape
         need, free = len(dataset) * height * width * 5, torch.cuda.mem_get_info(device)[0]
         on_device = need < DEVICE_SHARE * free
         if cache == "device" and need >= free:
@@ -193,7 +211,7 @@ def open_frames(
                 "use --cache ram"
             )
         on_device = on_device or cache == "device"
-    return DecodedSet(dataset, max_bad, device if on_device else None, progress)
+    return DecodedSet(dataset, max_bad, device if on_device else None, progress, workers)
 
 
 def _generator(seed: int, stream: int, count: int) -> np.random.Generator:
