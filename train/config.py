@@ -57,6 +57,7 @@ class TeacherConfig:
         flip: average the teacher's depth with that of the mirrored picture.
         size: (H, W) of the labelled pictures; (0, 0) is the run's own size.
         limit: only so many pictures, evenly spread; 0 is all.
+        terms: of the pictures, for the card.
     """
 
     model: str = ""
@@ -65,6 +66,7 @@ class TeacherConfig:
     flip: bool = True
     size: tuple[int, int] = (0, 0)
     limit: int = 0
+    terms: str = "not stated"
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -52,6 +52,7 @@ def labelled_by_teacher(
         flip=config.flip,
         limit=config.limit,
         batch_size=BATCH.get(device.type, 16),
+        terms=config.terms,
     )
     if world.writes and not out.exists():
         make_pseudo_labels(wanted, out, device)

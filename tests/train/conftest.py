@@ -2,14 +2,19 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from depthzoo.data.rooms import render
+from depthzoo.registry import create_model
+from depthzoo.weights import write_weights
 from train.prepare import write
 from train.sources import synthetic_rooms
 from train.sources.nyu_labelled import official_split
@@ -54,6 +59,35 @@ def real_set(real_mat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         command(parser(), run, ["nyu-labelled", str(real_mat), "--out", str(out), "--size", "120x160"]) == 0
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tar of six rooms of several aspects, as PNG and JPEG."""
+    sizes = [(48, 64), (64, 64), (48, 96), (80, 48)]
+    path = tmp_path_factory.mktemp("tar") / "rooms.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(6):
+            kind = ("PNG", "JPEG")[number % 2]
+            buffer = io.BytesIO()
+            Image.fromarray(render(number, sizes[number % 4]).image).save(buffer, kind)
+            member = tarfile.TarInfo(f"attic/{number:05d}.{'png' if kind == 'PNG' else 'jpg'}")
+            member.size = len(buffer.getvalue())
+            tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose depth varies over the picture; working size 64x96."""
+    torch.manual_seed(0)
+    model = create_model("unet_mobilenet_v3", weights=None)
+    with torch.no_grad():
+        model.head.conv.weight.mul_(100)
+    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    card = {"model": model.name, "tag": "test", "arguments": {}, "size": [64, 96], "terms": "of the teacher"}
+    write_weights(model, path, card)
+    return path
 
 
 @pytest.fixture(scope="session")

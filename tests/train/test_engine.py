@@ -1,5 +1,6 @@
 """Runs: order, schedule, resuming, and what a run leaves behind."""
 
+import io
 import json
 import math
 import os
@@ -12,16 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from depthzoo.data.shards import ShardDataset
 from depthzoo.registry import create_model
 from train.__main__ import parser, run
 from train.arguments import command
 from train.checkpoint import load_checkpoint, same
-from train.config import TrainConfig
+from train.config import TrainConfig, load_recipe
+from train.engine import Run
+from train.feed import Sources
 from train.loading import DecodedSet, SampleStream
 from train.optimize import learning_rate
+from train.progress import TrainingError
 
 RECIPE = """
 model = "unet_mobilenet_v3"
@@ -60,8 +66,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(*arguments: object) -> int:
-    return command(parser(), run, [str(argument) for argument in arguments])
+def train(*arguments: object, report: bool = False) -> int:
+    flags = [] if report else ["--no-report"]
+    return command(parser(), run, [*map(str, arguments), *flags])
 
 
 def test_every_epoch_has_every_sample_once(rooms_set: Path) -> None:
@@ -111,6 +118,45 @@ def test_a_run_leaves_weights_metrics_and_configuration(
     assert same(load_file(out / "last.safetensors"), load_file(again / "last.safetensors"))
 
 
+def test_a_run_can_be_looked_at(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train("--recipe", recipe, "--data", rooms_set, "--out", out, "--steps", 12, report=True) == 0
+    page, picture = (out / "report.html").read_text(), Image.open(out / "report.png")
+    best = json.loads((out / "metrics.json").read_text())["best_val_abs_rel"]
+    assert f"{best:.3f}" in page and page.count("data:image/") >= 4 and picture.width > 1000
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [10]
+    assert [point.step for point in events.Scalars("val/abs_rel")] == [4, 8, 12]
+    assert {"train/lr", "train/images_per_s", "train/memory_gib", "val/d1"} <= set(events.Tags()["scalars"])
+    panel = Image.open(io.BytesIO(events.Images("val/room-0000000")[0].encoded_image_string))
+    assert panel.width > panel.height
+
+
+def test_a_report_that_cannot_be_made_fails_no_run(
+    rooms_set: Path,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("train.engine.final_report", broken)
+    arguments = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run", "--max-steps", 1]
+    assert train(*arguments, report=True) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "no report: no ink"
+
+
+def test_the_number_of_train_frames_can_be_limited(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
+    config = load_recipe(recipe, frames=5, steps=0, epochs=3, batch_size=2)
+    training = Run(config, Sources(rooms_set), tmp_path / "run")
+    assert training.total == 9  # three epochs of five frames, two at a time
+    keys = {key for step in range(10) for key in training.feed.batch(step, (32, 32))[3]}
+    assert len(keys) == 5
+
+
 def test_resuming_is_bit_identical(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert train("--recipe", recipe, "--data", rooms_set, "--out", straight) == 0
@@ -137,10 +183,6 @@ def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Pa
     flags = ["--mix", 0.5, "--max-steps", 1]
     arguments = ["--recipe", recipe, "--data", real_set, "--mix-data", rooms_set, "--out", out]
     assert train(*arguments, *flags) == 0
-    from train.config import load_recipe
-    from train.engine import Run
-    from train.feed import Sources
-
     half = Run(load_recipe(recipe, mix=0.5), Sources(real_set, rooms_set), tmp_path / "other")
     *_, keys = half.feed.batch(0, (64, 64))
     assert [key.split("-")[0] for key in keys] == ["nyu", "nyu", "room", "room"]
@@ -195,11 +237,6 @@ def test_a_checkpoint_cut_short_is_refused(
 
 
 def test_a_loss_that_is_not_finite_names_the_samples(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
-    from train.config import load_recipe
-    from train.engine import Run
-    from train.feed import Sources
-    from train.progress import TrainingError
-
     training = Run(load_recipe(recipe), Sources(rooms_set), tmp_path / "run")
     with torch.no_grad():
         training.learner.model.head.conv.bias.fill_(math.nan)

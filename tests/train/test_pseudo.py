@@ -1,57 +1,22 @@
 """Pseudo-labels: the teacher's own depth, in shards that training reads."""
 
 import hashlib
-import io
 import json
 import os
 import signal
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from depthzoo.data.rooms import render
 from depthzoo.data.shards import ShardDataset
 from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
-from depthzoo.weights import write_weights
 from train.arguments import command
 from train.loading import DecodedSet
 from train.pictures import Picture, find_pictures
 from train.pseudo import centre_crop, label, parser, run, sample_key
-
-SIZES = [(48, 64), (64, 64), (48, 96), (80, 48)]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tar of six rooms of several aspects, as PNG and JPEG."""
-    path = tmp_path_factory.mktemp("tar") / "rooms.tar"
-    with tarfile.open(path, "w") as tar:
-        for number in range(6):
-            kind = ("PNG", "JPEG")[number % 2]
-            buffer = io.BytesIO()
-            Image.fromarray(render(number, SIZES[number % 4]).image).save(buffer, kind)
-            member = tarfile.TarInfo(f"attic/{number:05d}.{'png' if kind == 'PNG' else 'jpg'}")
-            member.size = len(buffer.getvalue())
-            tar.addfile(member, io.BytesIO(buffer.getvalue()))
-    return path
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose depth varies over the picture; working size 64x96."""
-    torch.manual_seed(0)
-    model = create_model("unet_mobilenet_v3", weights=None)
-    with torch.no_grad():
-        model.head.conv.weight.mul_(100)
-    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
-    card = {"model": model.name, "tag": "test", "arguments": {}, "size": [64, 96], "terms": "of the teacher"}
-    write_weights(model, path, card)
-    return path
 
 
 def pseudo(*arguments: object) -> int:

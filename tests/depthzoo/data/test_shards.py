@@ -77,6 +77,14 @@ def test_round_trip_over_several_shards(folder: Path) -> None:
     assert len(list(data)) == COUNT
 
 
+def test_a_limit_takes_samples_evenly_spread(folder: Path) -> None:
+    every = ShardDataset(folder, "train")
+    some = ShardDataset(folder, "train", limit=2)
+    assert some.keys == [every.keys[0], every.keys[2]]
+    np.testing.assert_array_equal(some[1][1], every[2][1])
+    assert ShardDataset(folder, "train", limit=99).keys == every.keys
+
+
 def test_folder_holds_shards_indices_and_the_description_only(folder: Path) -> None:
     numbered = [f"train-{i:06d}" for i in range(3)]
     assert names(folder) == sorted(
