@@ -1,6 +1,7 @@
 """Trains a model.
 
 python -m train --recipe train/recipes/unet_mobilenet_v3.toml --data DIR --out RUN
+python -m train --resume --data DIR --out RUN
 torchrun --nproc-per-node 8 -m train --recipe ... --data DIR --out RUN
 """
 
@@ -23,7 +24,10 @@ from train.feed import Sources
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train", description=__doc__.splitlines()[0])
     main.add_argument(
-        "--recipe", type=Path, required=True, metavar="FILE", help="a TOML file of train/recipes"
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="a TOML file of train/recipes (with --resume by default the run's own)",
     )
     main.add_argument("--data", required=True, metavar="DIR|URL", help="shards made by train.prepare")
     main.add_argument("--mix-data", type=Path, metavar="DIR", help="a second data set, for a recipe with mix")
@@ -69,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     overrides = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(TrainConfig)}
-    config = load_recipe(args.recipe, **overrides)
+    if args.recipe is None and not args.resume:
+        raise ValueError("--recipe FILE is needed for a new run; there are some in train/recipes")
+    config = load_recipe(args.recipe or args.out / "config.toml", **overrides)
     device = select_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))

@@ -27,7 +27,11 @@ def command(
     args = parser.parse_args(argv)
     try:
         return run(args)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{parser.prog}: error: {what}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -161,7 +161,7 @@ def test_resuming_is_bit_identical(rooms_set: Path, recipe: Path, tmp_path: Path
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert train("--recipe", recipe, "--data", rooms_set, "--out", straight) == 0
     assert train("--recipe", recipe, "--data", rooms_set, "--out", broken, "--max-steps", 5) == 0
-    assert train("--recipe", recipe, "--data", rooms_set, "--out", broken, "--resume") == 0
+    assert train("--data", rooms_set, "--out", broken, "--resume") == 0
     a, b = (load_checkpoint(folder / "checkpoint.safetensors") for folder in (straight, broken))
     assert b.state["resumed_from"] == [5] and b.state["step"] == 8
     assert same(a.model, b.model) and same(a.average or {}, b.average or {"missing": torch.zeros(1)})
@@ -212,6 +212,24 @@ def test_bad_arguments_are_one_line(
     assert train(*base, *change) == 2
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error and error.strip().count("\n") == 0
+
+
+def test_a_new_run_needs_a_recipe(
+    rooms_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--data", rooms_set, "--out", tmp_path / "run") == 2
+    assert "--recipe FILE is needed" in capsys.readouterr().err
+    assert train("--data", rooms_set, "--out", tmp_path / "run", "--resume") == 2
+    assert "config.toml cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_written_is_one_line(
+    rooms_set: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert train("--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "file" / "run") == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error and "Errno" not in error and error.strip().count("\n") == 0
 
 
 def test_a_finished_run_is_not_overwritten(
