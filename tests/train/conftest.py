@@ -1,9 +1,12 @@
 """A tiny data set and a tiny .mat, made once."""
 
+import contextlib
+import http.server
 import io
 import json
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -13,6 +16,7 @@ import torch
 from PIL import Image
 
 from depthzoo.data.rooms import render
+from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.registry import create_model
 from depthzoo.weights import write_weights
 from train.prepare import write
@@ -127,3 +131,85 @@ def noise() -> Callable[..., np.ndarray]:
     return lambda number, size=(32, 48): np.random.default_rng(number).integers(
         0, 256, (*size, 3), dtype=np.uint8
     )
+
+
+@pytest.fixture(scope="session")
+def small_shards(rooms_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rooms with 22 train samples in shards of 5, 5, 5, 5 and 2; copy it to change it."""
+    out = tmp_path_factory.mktemp("shards")
+    splits = {}
+    for split in ("train", "val"):
+        source = ShardDataset(rooms_set, split)
+        with ShardWriter(out, split, samples_per_shard=5) as writer:
+            for index, key in enumerate(source.keys):
+                image, depth = source.encoded(index)
+                writer.write(key, "jpg" if image.startswith(b"\xff\xd8") else "png", image, depth)
+        splits[split] = {**source.info["splits"][split], **writer.entry}
+    write_dataset(out, splits, source="rooms", terms="MIT")
+    return out
+
+
+class Server:
+    """Serves a folder over HTTP on loopback.
+
+    Attributes:
+        url: of the folder.
+        folder: what is served.
+        asked: names of the files asked for, in order.
+        cut: bytes after which answers to a file break off, one for each time it is asked for.
+        silent: names that get their headers and nothing else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self.cut: dict[str, list[int]] = {}
+        self.silent: set[str] = set()
+        self.ending = threading.Event()
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.removeprefix("/nyu/")
+                server.asked.append(name)
+                if not (server.folder / name).is_file():
+                    self.send_error(404)
+                    return
+                content = (server.folder / name).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if name in server.silent:
+                    server.ending.wait()
+                    return
+                cuts = server.cut.get(name)
+                with contextlib.suppress(OSError):  # nobody has to read to the end
+                    self.wfile.write(content[: cuts.pop(0)] if cuts else content)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/nyu"
+
+    def close(self) -> None:
+        self.ending.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], Server]]:
+    """Starts a :class:`Server` of a folder."""
+    with contextlib.ExitStack() as stack:
+
+        def start(folder: Path) -> Server:
+            server = Server(folder)
+            stack.callback(server.close)
+            return server
+
+        yield start
