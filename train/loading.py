@@ -214,19 +214,20 @@ def open_frames(
     return DecodedSet(dataset, max_bad, device if on_device else None, progress, workers)
 
 
-def _generator(seed: int, stream: int, count: int) -> np.random.Generator:
+def generator(seed: int, stream: int, count: int) -> np.random.Generator:
+    """Random numbers that are a function of three integers."""
     # An explicit dtype: NumPy would make floats of a list of mixed sizes and lose the low digits.
     return np.random.Generator(np.random.Philox(key=np.array([seed << 1 | stream, count], dtype=np.uint64)))
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of an epoch: int64 (count,)."""
-    return _generator(seed, 0, epoch).permutation(count)
+    return generator(seed, 0, epoch).permutation(count)
 
 
 def sample_draws(seed: int, epoch: int, index: int) -> np.ndarray:
     """The uniform draws of one sample in one epoch: float64 (DRAWS,), whatever batch or worker it is in."""
-    return _generator(seed, 1, epoch << 32 | index).random(DRAWS)
+    return generator(seed, 1, epoch << 32 | index).random(DRAWS)
 
 
 class SampleStream:
