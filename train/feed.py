@@ -14,6 +14,7 @@ from train.config import TrainConfig
 from train.distributed import World
 from train.loading import Batch, SampleStream, open_frames
 from train.progress import TrainingError
+from train.streaming import ShardStream, fetch_split, is_remote
 from train.teacher import labelled_by_teacher
 
 # Distance between the seeds of the data sets' orders.
@@ -30,7 +31,7 @@ class Sources:
         mix_data: folder of a second data set, for a recipe with ``mix``.
         pictures: tars or folders of pictures without depth, for a recipe with a teacher.
         cache: where decoded frames are kept: "auto", "device", "ram" or "none".
-        workers: threads that decode with ``cache="none"``.
+        workers: threads that decode with ``cache="none"``, and a stream.
     """
 
     data: str | Path
@@ -78,12 +79,12 @@ class Feed:
         self._sets: dict[str, ShardDataset] = {}
         self._streams: dict[str, Stream] = {}
         digests = []
-        if "://" in str(sources.data):
+        if is_remote(str(sources.data)):
             stream = self._remote(str(sources.data))
             self._streams["data"] = stream
             self.validation = self._fetched(out / REMOTE_VAL)
             self.frames, self.about = len(stream), {"data": stream.info}
-            digests.append(stream.digest)
+            digests.append(stream.digest.encode())
         else:
             self._sets["data"] = ShardDataset(sources.data, "train", config.frames)
             self.validation = ShardDataset(sources.data, "val")
@@ -118,17 +119,22 @@ class Feed:
                 f"batch_size {config.batch_size} gives {shares} pictures a step, which {world.size} processes with "
                 f"accumulate = {config.accumulate} cannot share evenly"
             )
-        if "://" in str(sources.data) and config.frames:
+        if is_remote(str(sources.data)) and config.frames:
             raise TrainingError("frames takes a part of a local data set; a remote one is streamed whole")
 
-    def _remote(self, url: str) -> Any:
-        from train.streaming import ShardStream
-
-        return ShardStream(url, "train", self.config.seed, self.world.rank, self.world.size)
+    def _remote(self, url: str) -> ShardStream:
+        config, world = self.config, self.world
+        return ShardStream(
+            url,
+            "train",
+            config.seed,
+            world.rank,
+            world.size,
+            workers=self.sources.workers,
+            max_bad=config.max_bad,
+        )
 
     def _fetched(self, folder: Path) -> ShardDataset:
-        from train.streaming import fetch_split
-
         if self.world.writes:
             fetch_split(str(self.sources.data), "val", folder)
         self.world.barrier()

@@ -22,6 +22,10 @@ import torch
 from depthzoo.data.shards import DatasetError, ShardDataset
 from depthzoo.download import sha256_of
 from train import connection
+from train.__main__ import parser, run
+from train.arguments import command
+from train.checkpoint import load_checkpoint
+from train.checkpoint import same as same_tensors
 from train.loading import Batch, Decoder, as_tensors, sample_draws
 from train.remote import Encoded
 from train.stream_order import Order
@@ -420,3 +424,27 @@ def test_no_process_hangs_and_none_is_left(small_shards: Path, serve: Any, root:
     # Nobody of its session is left.
     found = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True)
     assert found.stdout.strip() == ""
+
+
+@pytest.mark.slow
+def test_training_from_a_url_resumes_bit_by_bit(small_shards: Path, serve: Any, tmp_path: Path) -> None:
+    """With the averaged weights' statistics from the last batches, which the resumed run has to read again."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'model = "unet_mobilenet_v3"\nsize = [32, 32]\nsteps = 8\nbatch_size = 4\nema = 0.9\nprecision = "fp32"\n'
+        "validate_every = 4\ncheckpoint_every = 4\n[loss]\nsilog = 1.0\n[augment]\nflip = true\nzoom = [1.0, 1.4]\n"
+    )
+    server = serve(small_shards)
+
+    def train(out: Path, *more: str) -> Path:
+        arguments = ["--recipe", str(recipe), "--data", server.url, "--out", str(out), "--device", "cpu"]
+        assert command(parser(), run, [*arguments, "--deterministic", *more]) == 0
+        return out / "checkpoint.safetensors"
+
+    straight = load_checkpoint(train(tmp_path / "straight"))
+    train(tmp_path / "broken", "--max-steps", "5")
+    broken = load_checkpoint(train(tmp_path / "broken", "--resume"))
+    torch.use_deterministic_algorithms(False)
+    assert broken.state["resumed_from"] == [5] and broken.state["step"] == 8
+    assert same_tensors(straight.model, broken.model)
+    assert same_tensors(straight.average or {}, broken.average or {"missing": torch.zeros(1)})
