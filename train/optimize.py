@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 from depthzoo.models import DepthModel
+from depthzoo.models.dispnet import VGG16Encoder
 from train.config import TrainConfig
 
 
@@ -68,16 +70,27 @@ def recompute_activations(model: DepthModel) -> int:
     """Makes the residual blocks and the convolution stacks forget their activations and compute them again in
     the backward pass; how many there are.
 
-    BatchNorm then sees each batch twice, with the same statistics: its running averages move twice as far.
+    BatchNorm then sees each batch twice, with the same statistics; its momentum is set so that two such steps move
+    the running averages as far as one did.
     """
+
+    def forgetful(function: Callable[..., Any]) -> Any:
+        return functools.partial(checkpoint, function, use_reentrant=False)
+
+    # A VGG encoder calls its layers stage by stage, the others' stacks are called themselves.
+    stages = [m for m in model.modules() if isinstance(m, VGG16Encoder)]
     blocks = [m for m in model.modules() if isinstance(m, Bottleneck | InvertedResidual)]
-    inside = {id(child) for block in blocks for child in block.modules()}
-    stacks: list[nn.Module] = []
-    for module in model.modules():
+    inside = {id(child) for outer in (*stages, *blocks) for child in outer.modules()}
+    for module in list(model.modules()):
         # The outermost stacks of layers that hold no block and lie in none.
         if isinstance(module, nn.Sequential) and not any(id(child) in inside for child in module.modules()):
-            stacks.append(module)
+            blocks.append(module)
             inside.update(id(child) for child in module.modules())
-    for module in [*blocks, *stacks]:
-        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
-    return len(blocks) + len(stacks)
+    for block in blocks:
+        block.forward = forgetful(block.forward)
+    for encoder in stages:
+        encoder.stage = forgetful(encoder.stage)  # type: ignore[method-assign]
+    for layer in (layer for outer in (*stages, *blocks) for layer in outer.modules()):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum:
+            layer.momentum = 1 - math.sqrt(1 - layer.momentum)
+    return len(blocks) + sum(len(encoder.out_channels) for encoder in stages)

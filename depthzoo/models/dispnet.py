@@ -30,12 +30,19 @@ class VGG16Encoder(Encoder):
         del self.body.classifier, self.body.avgpool
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for layer in self.body.features:
-            x = layer(x)
+        features, first = [], 0
+        for last, layer in enumerate(self.body.features):
             if isinstance(layer, nn.MaxPool2d):
+                x = self.stage(x, first, last + 1)
                 features.append(x)
+                first = last + 1
         return features
+
+    def stage(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Layers first, ..., last - 1: in a call of its own, which training can make forget its activations."""
+        for index in range(first, last):
+            x = self.body.features[index](x)
+        return x
 
 
 def _conv_leaky(in_channels: int, out_channels: int) -> nn.Sequential:
