@@ -9,11 +9,10 @@ of the same picture (onnx.depth.png, onnx.preview.png) and demo.json with all fi
 import json
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,59 +31,11 @@ from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.images import load_image  # noqa: E402
 from depthzoo.predictor import working_size  # noqa: E402
 from depthzoo.registry import MODELS  # noqa: E402
-from export.run_onnx import OnnxDepth, Parser, save  # noqa: E402
+from export.run_onnx import OnnxDepth, Parser, interleave, milliseconds, save  # noqa: E402
 from export.to_onnx import export_onnx  # noqa: E402
 
 EXAMPLES = Path(depthzoo.__file__).parent / "data" / "examples"
 PREFERRED = ("unet_resnet50", "unet_mobilenet_v3")
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds: the first run, and the median, quickest and slowest of the later ones."""
-
-    first: float
-    median: float
-    quickest: float
-    slowest: float
-    runs: int
-
-    def __str__(self) -> str:
-        spread = f"{self.quickest:.1f} to {self.slowest:.1f}, {self.runs} runs"
-        return f"{self.median:8.1f} ms ({spread}); first run {self.first:.1f} ms"
-
-
-def milliseconds(run: Callable[[], object]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    run()
-    return 1000 * (time.perf_counter() - start)
-
-
-def interleave(
-    runs: dict[str, Callable[[], object]], first: dict[str, float], rounds: int, seconds: float
-) -> dict[str, Latency]:
-    """Times several things in turn, so that whatever else the machine does meets all of them alike.
-
-    Args:
-        runs: what to call, by name.
-        first: milliseconds of their first calls, which came before.
-        rounds: calls of each.
-        seconds: no new round starts after this time, once three are done.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    started = time.perf_counter()
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() - started > seconds:
-            break
-        for name, run in runs.items():
-            # Both libraries' idle threads spin for a while before they sleep, on cores that the other needs.
-            time.sleep(0.05)
-            times[name].append(milliseconds(run))
-    return {
-        name: Latency(first[name], statistics.median(each), min(each), max(each), len(each))
-        for name, each in times.items()
-    }
 
 
 def example() -> tuple[np.ndarray, np.ndarray | None, str]:
@@ -147,7 +98,8 @@ def demonstrate(
     tensor = torch.from_numpy(batch)
     with torch.inference_mode():
         runs = {"eager torch": lambda: model(tensor), "onnxruntime": lambda: session.run(batch)}
-        latency = interleave(runs, first, rounds, seconds)
+        # Both libraries' idle threads may spin for a while on cores that the other needs.
+        latency = interleave(runs, rounds, seconds, first, pause=0.05)
     height, width = batch.shape[2:]
     print(f"latency on the CPU, {threads} threads, one picture at {height}x{width}:")
     for key, value in latency.items():

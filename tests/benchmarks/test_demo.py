@@ -16,25 +16,6 @@ from depthzoo.models.blocks import DepthHead
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_runs_take_turns_and_the_first_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    order: list[str] = []
-    costs = {"a": iter([1.0, 3.0, 2.0]), "b": iter([10.0, 10.0, 40.0])}
-
-    def run(name: str) -> None:
-        order.append(name)
-        clock[0] += next(costs[name])
-
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(demo.time, "sleep", lambda _: None)
-    runs = {"a": lambda: run("a"), "b": lambda: run("b")}
-    # Already the first round is over the time: three are made nevertheless, and no fourth.
-    latency = demo.interleave(runs, {"a": 7.0, "b": 8.0}, rounds=9, seconds=1)
-    assert order == ["a", "b"] * 3
-    assert latency["a"] == demo.Latency(first=7.0, median=2000, quickest=1000, slowest=3000, runs=3)
-    assert latency["b"] == demo.Latency(first=8.0, median=10000, quickest=10000, slowest=40000, runs=3)
-
-
 def test_the_example_has_a_true_depth() -> None:
     image, truth, name = demo.example()
     assert image.dtype == np.uint8 and image.ndim == 3 and name

@@ -1,7 +1,11 @@
 """A model that exports in seconds and files of it that several tests share."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,4 +85,48 @@ def mobilenet() -> DepthModel:
 def mobilenet_file(mobilenet: DepthModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mobilenet") / "unet_mobilenet_v3.onnx"
     export_onnx(mobilenet, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def uint8_file(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The contract of a file with uint8 input, around the same network at 64x96, made by hand."""
+    model = onnx.load(tiny_file)
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["resized" if name == "image" else name for name in node.input]
+        node.output[:] = ["small" if name == "depth" else name for name in node.output]
+    numbers = {
+        "inner": np.array([64, 96]),
+        "two": np.array([2]),
+        "four": np.array([4]),
+        "most": np.float32(255),
+    }
+    for name, value in numbers.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    node = onnx.helper.make_node
+    linear: dict[str, Any] = {"mode": "linear", "axes": [2, 3]}
+    before = [
+        node("Transpose", ["image"], ["bytes"], perm=[0, 3, 1, 2]),
+        node("Cast", ["bytes"], ["floats"], to=onnx.TensorProto.FLOAT),
+        node("Div", ["floats", "most"], ["scaled"]),
+        node("Resize", ["scaled", "", "", "inner"], ["resized"], antialias=1, **linear),
+    ]
+    after = [
+        node("Shape", ["bytes"], ["shape"]),
+        node("Slice", ["shape", "two", "four"], ["outer"]),
+        node("Resize", ["small", "", "", "outer"], ["depth"], **linear),
+    ]
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    image = onnx.helper.make_tensor_value_info(
+        "image", onnx.TensorProto.UINT8, ["batch", "height", "width", 3]
+    )
+    graph.input[0].CopyFrom(image)
+    contract = {"name": "image", "type": "uint8", "layout": "NHWC", "range": [0, 255], "multiple_of": 1}
+    for entry in model.metadata_props:
+        entry.value = {"input": json.dumps(contract), "size": "[64, 96]"}.get(entry.key, entry.value)
+    path = tmp_path_factory.mktemp("uint8") / "tiny_uint8.onnx"
+    onnx.save(model, path)
     return path
