@@ -1,0 +1,301 @@
+"""Frames per second of the loader, against reading nyu_depth_v2_labeled.mat at random and augmenting the same way.
+
+    python benchmarks/loading.py --mat nyu_depth_v2_labeled.mat --data DIR
+
+DIR are shards of the same frames, made by ``python -m train.prepare nyu-labelled ... --size 240x320``. All ways end in
+augmented batches of the asked size, with every augmentation on, and take turns. The file is read as one would without
+this project, opened once: frames that are augmented from their full resolution, and frames that are first resized to
+the size of the stored ones; these also by the processes of a torch DataLoader. The quickest of them is the reference.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:
+    # Only depthzoo is installed; a benchmark also needs the checkout's train.
+    sys.path.insert(0, str(ROOT))
+
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
+import PIL  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch.utils.data import DataLoader, Dataset, RandomSampler  # noqa: E402
+
+from depthzoo.data.shards import ShardDataset, write_json  # noqa: E402
+from depthzoo.predictor import select_device  # noqa: E402
+from train.arguments import command, parse_size  # noqa: E402
+from train.augment import augment  # noqa: E402
+from train.cards import commit, versions  # noqa: E402
+from train.config import AugmentConfig  # noqa: E402
+from train.loading import Batch, SampleStream, open_frames, sample_draws  # noqa: E402
+from train.streaming import ShardStream  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "loading.json"
+FULL = AugmentConfig(
+    flip=True,
+    zoom=(0.95, 1.3),
+    rotate=5.0,
+    brightness=0.25,
+    contrast=0.25,
+    saturation=0.3,
+    gamma=1.3,
+    channel_swap=0.25,
+    grey=0.05,
+    cutdepth=0.5,
+)
+KINECT_FOCAL, KINECT_WIDTH = 518.86, 640
+WORKERS = 4  # threads that decode shards
+WARM_BATCHES = 5  # of each round, not timed: what was read ahead since the last one is used up
+PAUSE_SECONDS = 0.3  # for what is still being read ahead when a case's turn ends
+
+Batches = Iterator[Batch]
+
+
+class MatFile(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The labelled frames, straight from the file: uint8 (3, H, W) and float32 millimetres (1, H, W).
+
+    Args:
+        path: of the file.
+        size: (H, W) to which frames are resized, or None.
+
+    Raises:
+        ValueError: it is not the file.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int] | None) -> None:
+        self.path, self.size = path, size
+        self._file: h5py.File | None = None
+        try:
+            with h5py.File(path, "r") as file:
+                if "images" not in file or "depths" not in file:
+                    raise ValueError(
+                        f"{path} has no arrays images and depths; expected nyu_depth_v2_labeled.mat"
+                    )
+                self.count = len(file["images"])
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file; expected nyu_depth_v2_labeled.mat") from None
+        except OSError:
+            raise ValueError(f"{path}: not an HDF5 (MATLAB v7.3) file, or cut short") from None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._file is None:  # once in each process
+            self._file = h5py.File(self.path, "r")
+        # MATLAB's axes: (3, W, H) and (W, H).
+        image, depth = self._file["images"][index], self._file["depths"][index]
+        if self.size is None:
+            return torch.from_numpy(image).transpose(1, 2), torch.from_numpy(depth).t().unsqueeze(0) * 1000
+        height, width = self.size
+        picture = Image.fromarray(np.ascontiguousarray(image.transpose(2, 1, 0)))
+        small = np.array(picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
+        metres = Image.fromarray(np.ascontiguousarray(depth.T))
+        nearest = np.array(metres.resize((width, height), Image.Resampling.NEAREST))
+        return torch.from_numpy(small).permute(2, 0, 1), torch.from_numpy(nearest).unsqueeze(0) * 1000
+
+
+def at_random(frames: MatFile, batch: int, processes: int = 0, seed: int = 0) -> Batches:
+    """Batches of frames at random, without end, with the draws that a loader gives."""
+    sampler = RandomSampler(frames, replacement=True, num_samples=1 << 40)
+    loader = iter(DataLoader(frames, batch, sampler=sampler, num_workers=processes))
+    for number in itertools.count(0, batch):
+        image, depth = next(loader)
+        draws = np.stack([sample_draws(seed, 0, number + i) for i in range(batch)])
+        focal = KINECT_FOCAL * image.shape[-1] / KINECT_WIDTH
+        yield Batch(image, depth, draws, focal, [""] * batch)
+
+
+def in_order(stream: SampleStream | ShardStream, batch: int) -> Batches:
+    """A stream's batches one after the other, without end."""
+    position = 0
+    while True:
+        yield stream.batch(position, batch)
+        position += batch
+
+
+def cases(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Batches], dict[str, float]]:
+    """What is timed, by name, and the seconds that some take once, before the first batch."""
+    data = ShardDataset(args.data, "train")
+    height, width = data[0][1].shape
+    whole, small = MatFile(args.mat, None), MatFile(args.mat, (height, width))
+    found = {
+        "mat, full resolution": at_random(whole, args.batch),
+        "mat, resized": at_random(small, args.batch),
+        f"mat, resized by {args.processes} processes": at_random(small, args.batch, args.processes),
+    }
+    once = {}
+    for cache in ("none", "ram", "device")[: 3 if device.type == "cuda" else 2]:
+        started = time.perf_counter()
+        frames = open_frames(data, cache, device, WORKERS, progress=False)
+        once[f"shards, cache {cache}"] = time.perf_counter() - started
+        stream = SampleStream(frames, 0, ahead=args.batch if cache == "none" else 0)
+        found[f"shards, cache {cache}"] = in_order(stream, args.batch)
+    url = Path(os.path.abspath(args.data)).as_uri()
+    found["shards, streamed"] = in_order(ShardStream(url, "train", 0, workers=WORKERS), args.batch)
+    return found, once
+
+
+def time_in_turns(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each run returns, in as many rounds as asked; they take turns, so that all meet what else goes on."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            time.sleep(PAUSE_SECONDS)
+            found[name].append(run())
+    return found
+
+
+def frames_per_second(
+    batches: Batches, count: int, size: tuple[int, int], batch: int, device: torch.device
+) -> float:
+    """Of at least ``count`` frames, read and augmented."""
+
+    def one() -> None:
+        augment(next(batches), size, FULL, device)
+
+    def finish() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    for _ in range(WARM_BATCHES):
+        one()
+    steps = -(-count // batch)
+    started = finish()
+    for _ in range(steps):
+        one()
+    return steps * batch / (finish() - started)
+
+
+def processor() -> str:
+    """Name of the CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures.
+
+    Raises:
+        ValueError: for a file or a data set that is not what was expected.
+    """
+    device = select_device(args.device)
+    batches, once = cases(args, device)
+    runs = {
+        name: partial(frames_per_second, each, args.frames, args.size, args.batch, device)
+        for name, each in batches.items()
+    }
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    rounds = time_in_turns(runs, args.rounds)
+    medians = {name: statistics.median(each) for name, each in rounds.items()}
+    reference = max((name for name in medians if name.startswith("mat")), key=medians.__getitem__)
+    with h5py.File(args.mat, "r") as file:
+        images = file["images"]
+        mat = {
+            "frames": images.shape[0],
+            "shape": list(images.shape[1:]),
+            "chunks": images.chunks and list(images.chunks),
+            "compression": images.compression,
+        }
+    data = ShardDataset(args.data, "train")
+    return {
+        "question": "augmented frames per second from the .mat file at random, and from shards",
+        "size": list(args.size),
+        "batch": args.batch,
+        "frames_per_round": args.frames,
+        "augmentation": dataclasses.asdict(FULL),
+        "mat": mat,
+        "shards": {"frames": len(data), "size": list(data[0][1].shape), "workers": WORKERS},
+        "cases": {
+            name: {
+                "frames_per_s": round(medians[name], 1),
+                "lowest": round(min(each), 1),
+                "highest": round(max(each), 1),
+                "rounds": len(each),
+                "times_reference": round(medians[name] / medians[reference], 2),
+                "seconds_once": round(once.get(name, 0.0), 2),
+            }
+            for name, each in rounds.items()
+        },
+        "reference": reference,
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "load_before": load,
+        },
+        "versions": {
+            **versions(),
+            "h5py": h5py.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+        "commit": commit(),
+        # Paths say nothing elsewhere.
+        "command": f"python benchmarks/loading.py --mat {args.mat.name} --data {args.data.name} --frames {args.frames} "
+        f"--size {args.size[0]}x{args.size[1]} --batch {args.batch} --rounds {args.rounds} "
+        f"--processes {args.processes}",
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The cases in lines of text."""
+    lines = [f"{'frames/s, augmented':<32}{'median':>8}{'lowest':>8}{'highest':>9}{'ratio':>7}"]
+    for name, case in figures["cases"].items():
+        mark = "  reference" if name == figures["reference"] else ""
+        lines.append(
+            f"{name:<32}{case['frames_per_s']:>8.1f}{case['lowest']:>8.1f}{case['highest']:>9.1f}"
+            f"{case['times_reference']:>7.2f}{mark}"
+        )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command."""
+    main = argparse.ArgumentParser(prog="loading", description=(__doc__ or "").splitlines()[0])
+    main.add_argument("--mat", type=Path, required=True, metavar="FILE", help="nyu_depth_v2_labeled.mat")
+    main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards of the same frames")
+    main.add_argument("--size", type=parse_size, default=(240, 320), metavar="HxW", help="of what comes out")
+    main.add_argument("--frames", type=int, default=320, metavar="N", help="of each case in each round")
+    main.add_argument("--batch", type=int, default=16, metavar="N")
+    main.add_argument("--rounds", type=int, default=9, metavar="N")
+    main.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="that read the file for a torch DataLoader"
+    )
+    main.add_argument("--device", metavar="cpu|cuda", help="where batches are augmented")
+    main.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="of the JSON")
+    return main
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints and writes."""
+    for name in ("frames", "batch", "rounds", "processes"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
+    figures = measure(args)
+    print(table(figures))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.out, figures)
+    print(f"all figures in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(parser(), run))
