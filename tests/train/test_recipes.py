@@ -1,0 +1,208 @@
+"""The project's recipes: that they are complete, say what they are, and run on real frames."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from depthzoo import weights
+from depthzoo.registry import create_model, list_losses, list_models
+from train.__main__ import parser, run
+from train.arguments import command
+from train.config import AugmentConfig, TrainConfig, load_recipe
+from train.learner import build_model
+
+FOLDER = Path(__file__).resolve().parents[2] / "train" / "recipes"
+RECIPES = sorted(FOLDER.glob("*.toml"))
+FRAMES_50K = 50_688
+# Models whose encoder has ImageNet weights to start from.
+PRETRAINED = ("dispnet_vgg16", "unet_mobilenet_v3", "unet_resnet50", "unet_resnet50_wide")
+
+
+def recipe(name: str) -> TrainConfig:
+    return load_recipe(FOLDER / f"{name}.toml")
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *sorted(FOLDER.glob("base/*.toml"))], ids=lambda path: path.stem)
+def test_a_recipe_loads_and_says_what_it_is(path: Path) -> None:
+    config = load_recipe(path)
+    assert config.model in list_models() and set(config.loss) <= set(list_losses())
+    comment = re.match(r"(# [^\n]+\n)+", path.read_text(encoding="utf-8"))
+    assert comment is not None and len(comment.group()) > 60
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_every_model_has_a_recipe_for_the_labelled_and_for_the_50k_set(model: str) -> None:
+    labelled, large = recipe(model), recipe(f"{model}_50k")
+    assert labelled.model == large.model == model
+    assert labelled.head == large.head == "sigmoid" and labelled.augment.flip and large.augment.flip
+    assert large.encoder_weights == ("imagenet" if model in PRETRAINED else "none")
+    assert large.steps == 0 and large.epochs * FRAMES_50K >= 500_000
+    assert large.mix == 0
+
+
+def test_no_table_of_a_recipe_repeats_its_base() -> None:
+    """A table replaces its base's; one that is equal to it would be a copy."""
+    for path in RECIPES:
+        text = path.read_text(encoding="utf-8")
+        if base := re.search(r'^base = "(.+)"$', text, re.M):
+            below = load_recipe(path.parent / base.group(1))
+            for table in re.findall(r"^\[(\w+)\]$", text, re.M):
+                assert getattr(load_recipe(path), table) != getattr(below, table), f"{path.name} [{table}]"
+
+
+def test_the_first_seed_experiment() -> None:
+    config = recipe("seed_unet_mse")
+    assert (config.model, config.head, config.encoder_weights) == ("unet", "linear", "none")
+    assert (config.epochs, config.steps, config.batch_size, config.frames) == (10, 0, 2, 40_000)
+    assert config.loss == {"mse": 1.0} and config.augment == AugmentConfig()
+    assert (config.optimizer, config.schedule, config.precision) == ("adam", "constant", "fp32")
+    assert config.size == (480, 640) and config.tag == "nyu-mse"
+    assert config.weight_decay == config.clip == config.ema == config.mix == config.pseudo_share == 0
+
+
+def test_the_second_seed_experiment_is_one_more_epoch_from_the_first() -> None:
+    first, second = recipe("seed_unet_mse"), recipe("seed_unet_combined")
+    assert second.epochs == 1 and second.init.endswith("seed_unet_mse/model.safetensors")
+    assert second.loss == {"mse": 1.0, "gradient": 1.0, "normal": 1.0} and second.tag == "nyu-combined"
+    for key in (
+        "model",
+        "head",
+        "size",
+        "frames",
+        "batch_size",
+        "optimizer",
+        "schedule",
+        "precision",
+        "augment",
+    ):
+        assert getattr(first, key) == getattr(second, key), key
+
+
+def test_the_third_seed_experiment_has_the_wide_model_from_imagenet() -> None:
+    config = recipe("seed_unet_resnet50")
+    assert (config.model, config.encoder_weights) == ("unet_resnet50_wide", "imagenet")
+    assert (config.epochs, config.batch_size, config.loss) == (10, 4, {"mse": 1.0})
+    assert config.augment == AugmentConfig()
+
+
+def test_the_improvements_on_the_seed() -> None:
+    bilinear, berhu, dispnet = (recipe(n) for n in ("unet_bilinear", "unet_resnet50_berhu", "dispnet_vgg16"))
+    assert bilinear.model == "unet_bilinear"
+    assert (berhu.model, berhu.loss, berhu.tag) == ("unet_resnet50", {"berhu": 1.0}, "nyu-berhu")
+    assert dispnet.model == "dispnet_vgg16" and dispnet.encoder_weights == "imagenet"
+
+
+def test_the_student_has_a_teacher() -> None:
+    student = recipe("unet_resnet50_student")
+    assert student.teacher.model == "unet_mobilenet_v3" != student.model
+    assert student.pseudo_share == 0.5
+
+
+def test_the_readme_lists_every_recipe_with_the_images_it_sees() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.toml\) \|.*\| ([\d,]+) \|$", text, re.M)
+    assert sorted(name for name, _, _ in rows) == [path.stem for path in RECIPES]
+    for name, file, images in rows:
+        config = recipe(file)
+        seen = config.steps * config.batch_size or config.epochs * (config.frames or FRAMES_50K)
+        assert name == file and int(images.replace(",", "")) == seen
+
+
+# Where files are and how often they are written: not what was trained.
+ASIDE = ("init", "encoder_weights", "validate_every", "checkpoint_every")
+BUNDLED = [(name, tag) for name in weights.models_with_weights() for tag in weights.tags(name)]
+
+
+@pytest.mark.parametrize(("name", "tag"), BUNDLED)
+def test_bundled_weights_come_from_a_recipe_that_is_here(name: str, tag: str, tmp_path: Path) -> None:
+    """A card holds the resolved recipe; keys that came later have their defaults."""
+    path = tmp_path / "card.toml"
+    path.write_text(weights.card(name, tag)["recipe"], encoding="utf-8")
+    made_with = dataclasses.replace(load_recipe(path), **{key: getattr(TrainConfig, key) for key in ASIDE})
+    here = [
+        dataclasses.replace(load_recipe(p), **{key: getattr(TrainConfig, key) for key in ASIDE})
+        for p in RECIPES
+    ]
+    assert made_with in here
+
+
+# Short runs on real frames.
+
+
+@pytest.fixture(scope="module")
+def pictures(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures without depth, for the teacher."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in (1000, 1100, 1200, 1300):
+        name = f"{number:04d}.jpg"
+        (folder / name).write_bytes((real_data / "nyu_v2_labelled" / "images" / name).read_bytes())
+    return folder
+
+
+def train(name: str, out: Path, data: Path, *more: object) -> int:
+    """Two steps of a recipe, as a user with little time would try it."""
+    given = [
+        "--recipe",
+        FOLDER / f"{name}.toml",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--max-steps",
+        2,
+    ]
+    small = ["--size", "64x64", "--batch-size", 4, "--encoder-weights", "none", "--no-report"]
+    return command(parser(), run, [str(argument) for argument in (*given, *small, *more)])
+
+
+@pytest.fixture(scope="module")
+def seed_weights(real_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Weights of a short run of the first seed experiment."""
+    out = tmp_path_factory.mktemp("seed") / "seed_unet_mse"
+    assert train("seed_unet_mse", out, real_set) == 0
+    yield out / "model.safetensors"
+    shutil.rmtree(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_short_run_on_real_frames(
+    path: Path, real_set: Path, rooms_set: Path, pictures: Path, seed_weights: Path, tmp_path: Path
+) -> None:
+    config, out, more = load_recipe(path), tmp_path / "run", []
+    if config.init:
+        more += ["--init", seed_weights]
+    if config.mix:
+        more += ["--mix-data", rooms_set]
+    if config.pseudo_share:
+        more += ["--pictures", pictures]
+    try:
+        assert train(path.stem, out, real_set, *more) == 0
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert metrics["step"] == 2 and metrics["skipped"] == 0
+        assert all(math.isfinite(row[key]) for row in metrics["history"] for key in ("loss", "abs_rel"))
+        resolved = load_recipe(out / "config.toml")
+        assert (resolved.loss, resolved.size) == (config.loss, (64, 64))
+        trained = create_model(config.model, weights=out / "last.safetensors")
+        assert trained.card is not None and trained.card["tag"] == config.tag
+        fresh = build_model(resolved).state_dict()
+        with safe_open(out / "checkpoint.safetensors", framework="pt") as file:
+            # Not last.safetensors: float16 hides the small steps of a warm-up.
+            still = [
+                key
+                for key, _ in trained.named_parameters()
+                if torch.equal(file.get_tensor(f"model/{key}"), fresh[key])
+            ]
+        assert still == []
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
