@@ -42,22 +42,6 @@ def session(tiny_file: Path) -> OnnxDepth:
     return OnnxDepth(tiny_file, size=(64, 96))
 
 
-def test_it_runs_without_torch(tiny_file: Path, photo: Path, tmp_path: Path) -> None:
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as exit: assert exit.code == 0, exit.code\n"
-        "print(sorted({'torch', 'depthzoo', 'onnx', 'matplotlib'} & sys.modules.keys()))\n"
-    )
-    arguments = [str(ROOT / "export" / "run_onnx.py"), str(tiny_file), str(photo), "--out", "out"]
-    command = [sys.executable, "-I", "-c", code, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "" and done.stdout.endswith("[]\n")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["photo.depth.png", "photo.preview.png"]
-
-
 def test_same_metres_as_pytorch(tiny: DepthModel, session: OnnxDepth) -> None:
     image = picture(64, 96)
     with torch.inference_mode():
