@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
-from train.augment import augment, geometry, sampling_grid
+from train.augment import CPU_PART, augment, geometry, sampling_grid
 from train.config import AugmentConfig
 from train.loading import DRAWS, Batch, sample_draws
 
@@ -193,6 +193,21 @@ def test_cutdepth_of_a_picture_without_depth_is_the_picture() -> None:
     plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
     image, _, mask = augment(batch, (48, 64), AugmentConfig(cutdepth=1.0), CPU)
     assert torch.equal(image, plain) and not mask.any()
+
+
+def test_a_batch_is_its_samples() -> None:
+    """However it is cut into parts."""
+    generator = torch.Generator().manual_seed(2)
+    count = 2 * CPU_PART + 1
+    pictures = torch.randint(0, 256, (count, 3, 48, 64), generator=generator, dtype=torch.uint8)
+    depths = torch.randint(0, 9000, (count, 1, 48, 64), generator=generator).to(torch.int16)
+    draws = np.stack([sample_draws(1, 2, index) for index in range(count)])
+    config = AugmentConfig(flip=True, zoom=(0.9, 1.3), rotate=5.0, contrast=0.3, gamma=1.3, cutdepth=0.5)
+    whole = augment(Batch(pictures, depths, draws, FULL, ["k"] * count), (48, 64), config, CPU)
+    for i in range(count):
+        one = Batch(pictures[i : i + 1], depths[i : i + 1], draws[i : i + 1], FULL, ["k"])
+        for part, all_of_it in zip(augment(one, (48, 64), config, CPU), whole, strict=True):
+            torch.testing.assert_close(part, all_of_it[i : i + 1])
 
 
 def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
