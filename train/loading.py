@@ -86,7 +86,7 @@ class Decoder:
         except DatasetError as error:
             if key not in self._bad:
                 self._bad.add(key)
-                print(f"left out: {error}", file=sys.stderr)
+                tqdm.write(f"left out: {error}", file=sys.stderr)
             if len(self._bad) > self.allowed:
                 raise DatasetError(
                     f"{len(self._bad)} bad samples of {self.count}, {self.allowed} allowed (max_bad); {error}"
