@@ -178,7 +178,7 @@ def test_the_next_batch_is_read_before_it_is_asked_for(folder: Path) -> None:
     read = threading.Event()
     stream = SampleStream(Noting(ShardDataset(folder, "train")), 5, ahead=4)
     stream.batch(0, 4)
-    assert read.wait(10)
+    assert read.wait(60)
     assert background == [[stream.locate(position)[1] for position in range(4, 8)]]
 
 
