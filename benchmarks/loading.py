@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import PIL  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch.utils.data import DataLoader, Dataset, RandomSampler  # noqa: E402
+from torch.utils.data import DataLoader, RandomSampler  # noqa: E402
 
+from benchmarks.mat_file import MatFile  # noqa: E402
 from depthzoo.data.shards import ShardDataset, write_json  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
@@ -58,53 +59,18 @@ FULL = AugmentConfig(
 KINECT_FOCAL, KINECT_WIDTH = 518.86, 640
 WORKERS = 4  # threads that decode shards
 WARM_BATCHES = 5  # of each round, not timed: what was read ahead since the last one is used up
+PROCESSES = " processes"  # in the name of a case
 PAUSE_SECONDS = 0.3  # for what is still being read ahead when a case's turn ends
 
 Batches = Iterator[Batch]
 
 
-class MatFile(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The labelled frames, straight from the file: uint8 (3, H, W) and float32 millimetres (1, H, W).
+@dataclass(frozen=True)
+class Speed:
+    """Frames per second, and milliseconds of CPU time per frame over the threads of this process."""
 
-    Args:
-        path: of the file.
-        size: (H, W) to which frames are resized, or None.
-
-    Raises:
-        ValueError: it is not the file.
-    """
-
-    def __init__(self, path: Path, size: tuple[int, int] | None) -> None:
-        self.path, self.size = path, size
-        self._file: h5py.File | None = None
-        try:
-            with h5py.File(path, "r") as file:
-                if "images" not in file or "depths" not in file:
-                    raise ValueError(
-                        f"{path} has no arrays images and depths; expected nyu_depth_v2_labeled.mat"
-                    )
-                self.count = len(file["images"])
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; expected nyu_depth_v2_labeled.mat") from None
-        except OSError:
-            raise ValueError(f"{path}: not an HDF5 (MATLAB v7.3) file, or cut short") from None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._file is None:  # once in each process
-            self._file = h5py.File(self.path, "r")
-        # MATLAB's axes: (3, W, H) and (W, H).
-        image, depth = self._file["images"][index], self._file["depths"][index]
-        if self.size is None:
-            return torch.from_numpy(image).transpose(1, 2), torch.from_numpy(depth).t().unsqueeze(0) * 1000
-        height, width = self.size
-        picture = Image.fromarray(np.ascontiguousarray(image.transpose(2, 1, 0)))
-        small = np.array(picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
-        metres = Image.fromarray(np.ascontiguousarray(depth.T))
-        nearest = np.array(metres.resize((width, height), Image.Resampling.NEAREST))
-        return torch.from_numpy(small).permute(2, 0, 1), torch.from_numpy(nearest).unsqueeze(0) * 1000
+    frames_per_s: float
+    cpu_ms: float
 
 
 def at_random(frames: MatFile, batch: int, processes: int = 0, seed: int = 0) -> Batches:
@@ -134,7 +100,7 @@ def cases(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Bat
     found = {
         "mat, full resolution": at_random(whole, args.batch),
         "mat, resized": at_random(small, args.batch),
-        f"mat, resized by {args.processes} processes": at_random(small, args.batch, args.processes),
+        f"mat, resized by {args.processes}{PROCESSES}": at_random(small, args.batch, args.processes),
     }
     once = {}
     for cache in ("none", "ram", "device")[: 3 if device.type == "cuda" else 2]:
@@ -148,9 +114,9 @@ def cases(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Bat
     return found, once
 
 
-def time_in_turns(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def time_in_turns(runs: Mapping[str, Callable[[], Speed]], rounds: int) -> dict[str, list[Speed]]:
     """What each run returns, in as many rounds as asked; they take turns, so that all meet what else goes on."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    found: dict[str, list[Speed]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             time.sleep(PAUSE_SECONDS)
@@ -158,26 +124,21 @@ def time_in_turns(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[
     return found
 
 
-def frames_per_second(
-    batches: Batches, count: int, size: tuple[int, int], batch: int, device: torch.device
-) -> float:
-    """Of at least ``count`` frames, read and augmented."""
+def speed(batches: Batches, count: int, size: tuple[int, int], batch: int, device: torch.device) -> Speed:
+    """Reads and augments at least ``count`` frames."""
 
-    def one() -> None:
-        augment(next(batches), size, FULL, device)
-
-    def finish() -> float:
+    def work(steps: int) -> tuple[float, float]:
+        for _ in range(steps):
+            augment(next(batches), size, FULL, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
-    for _ in range(WARM_BATCHES):
-        one()
     steps = -(-count // batch)
-    started = finish()
-    for _ in range(steps):
-        one()
-    return steps * batch / (finish() - started)
+    before, busy_before = work(WARM_BATCHES)
+    after, busy_after = work(steps)
+    frames = steps * batch
+    return Speed(frames / (after - before), 1000 * (busy_after - busy_before) / frames)
 
 
 def processor() -> str:
@@ -198,12 +159,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     device = select_device(args.device)
     batches, once = cases(args, device)
     runs = {
-        name: partial(frames_per_second, each, args.frames, args.size, args.batch, device)
+        name: partial(speed, each, args.frames, args.size, args.batch, device)
         for name, each in batches.items()
     }
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     rounds = time_in_turns(runs, args.rounds)
-    medians = {name: statistics.median(each) for name, each in rounds.items()}
+    medians = {name: statistics.median(one.frames_per_s for one in each) for name, each in rounds.items()}
     reference = max((name for name in medians if name.startswith("mat")), key=medians.__getitem__)
     with h5py.File(args.mat, "r") as file:
         images = file["images"]
@@ -225,10 +186,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "cases": {
             name: {
                 "frames_per_s": round(medians[name], 1),
-                "lowest": round(min(each), 1),
-                "highest": round(max(each), 1),
+                "lowest": round(min(one.frames_per_s for one in each), 1),
+                "highest": round(max(one.frames_per_s for one in each), 1),
                 "rounds": len(each),
                 "times_reference": round(medians[name] / medians[reference], 2),
+                # That of other processes is not seen here.
+                "cpu_ms_per_frame": None
+                if PROCESSES in name
+                else round(statistics.median(one.cpu_ms for one in each), 2),
                 "seconds_once": round(once.get(name, 0.0), 2),
             }
             for name, each in rounds.items()
@@ -257,12 +222,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The cases in lines of text."""
-    lines = [f"{'frames/s, augmented':<32}{'median':>8}{'lowest':>8}{'highest':>9}{'ratio':>7}"]
+    lines = [f"{'frames/s, augmented':<32}{'median':>8}{'lowest':>8}{'highest':>9}{'ratio':>7}{'CPU ms':>8}"]
     for name, case in figures["cases"].items():
         mark = "  reference" if name == figures["reference"] else ""
+        busy = "" if case["cpu_ms_per_frame"] is None else f"{case['cpu_ms_per_frame']:.1f}"
         lines.append(
             f"{name:<32}{case['frames_per_s']:>8.1f}{case['lowest']:>8.1f}{case['highest']:>9.1f}"
-            f"{case['times_reference']:>7.2f}{mark}"
+            f"{case['times_reference']:>7.2f}{busy:>8}{mark}"
         )
     return "\n".join(lines)
 

@@ -55,8 +55,12 @@ def test_frames_of_the_file_are_upright_and_in_millimetres(
 def test_the_runs_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "PAUSE_SECONDS", 0)
     turns = iter(range(1, 7))
-    runs = {name: lambda: float(next(turns)) for name in ("a", "b")}
-    assert loading.time_in_turns(runs, 3) == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    runs = {name: lambda: loading.Speed(next(turns), 0) for name in ("a", "b")}
+    found = loading.time_in_turns(runs, 3)
+    assert {name: [one.frames_per_s for one in each] for name, each in found.items()} == {
+        "a": [1, 3, 5],
+        "b": [2, 4, 6],
+    }
 
 
 def test_frames_are_counted_by_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +76,11 @@ def test_frames_are_counted_by_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
         clock[0] += 2.0
 
     monkeypatch.setattr(loading.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loading.time, "process_time", lambda: clock[0] / 2)
     monkeypatch.setattr(loading, "augment", augment)
     # 10 frames are three batches of 4 in 6 s; those before them do not count.
-    speed = loading.frames_per_second(batches(), 10, (32, 32), 4, torch.device("cpu"))
-    assert speed == 2.0 and given[0] == loading.WARM_BATCHES + 3
+    speed = loading.speed(batches(), 10, (32, 32), 4, torch.device("cpu"))
+    assert speed == loading.Speed(2.0, 250.0) and given[0] == loading.WARM_BATCHES + 3
 
 
 def test_everything_it_writes(
@@ -112,7 +117,8 @@ def test_everything_it_writes(
         "mat, full resolution", "mat, resized", "mat, resized by 1 processes", "shards, cache none",
         "shards, cache ram", "shards, streamed",
     ]  # fmt: skip
-    for case in figures["cases"].values():
+    for name, case in figures["cases"].items():
+        assert (case["cpu_ms_per_frame"] is None) == ("processes" in name)
         assert 0 < case["lowest"] <= case["frames_per_s"] <= case["highest"] and case["rounds"] == 2
     reference = figures["cases"][figures["reference"]]
     assert figures["reference"].startswith("mat") and reference["times_reference"] == 1
