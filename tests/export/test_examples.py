@@ -3,11 +3,13 @@
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,3 +266,22 @@ def test_cpp_says_in_one_line_what_is_wrong(program: Path, tiny_file: Path, tmp_
         assert done.returncode == 2 and message in done.stderr, arguments
         assert done.stderr.startswith("depth: error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out.pgm").exists()
+
+
+def test_the_readme(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Python runs, and the options of its commands exist."""
+    text = (ROOT / "export" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT / "export"), *sys.path])
+    shutil.copy(tiny_file, "unet_mobilenet_v3.onnx")
+    picture(60, 80).save("photo.jpg")
+    names: dict[str, Any] = {"images": np.zeros((2, 3, 64, 96), np.float32)}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert names["depths"].shape == names["depth"].numpy().shape == (2, 1, 64, 96)
+    used = {name: set(re.findall(rf"{name}.*?(--[a-z]+)", text)) for name in ("run_onnx.py", "folder.py")}
+    assert used == {"run_onnx.py": {"--out", "--info", "--benchmark"}, "folder.py": {"--out"}}
