@@ -186,7 +186,8 @@ def read_metadata(session: ort.InferenceSession, name: str) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             metadata[key] = json.loads(text)
     tensors = [tensor.name for tensor in (*session.get_inputs(), *session.get_outputs())]
-    if not str(metadata.get("format", "")).startswith("depthzoo/") or tensors != ["image", "depth"]:
+    says = str(metadata.get("format")).startswith("depthzoo/") and {"input", "size"} <= metadata.keys()
+    if not says or tensors != ["image", "depth"]:
         raise OnnxError(f"{name} is an ONNX file, but not one made by depthzoo's to_onnx.py")
     return metadata
 
@@ -506,8 +507,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{args.model}: {args.provider}, {shape}, ready after {ready:.0f} ms", flush=True)
             print(interleave({"": model.bind(model.blank(args.benchmark)).run})[""])
         return predict_all(model, args.images, args.out)
-    except (OnnxError, OSError) as error:
-        parser.error(str(error))
+    except (OnnxError, OSError, MemoryError) as error:
+        parser.error(str(error) or "not enough memory")
     except KeyboardInterrupt:
         print("run_onnx: interrupted", file=sys.stderr)
         return 130

@@ -190,9 +190,11 @@ def test_files_that_are_no_model_of_ours(
         bad.write_bytes(content)
         assert "bad.onnx: onnxruntime cannot load it" in refused([str(bad), str(photo)], capsys)
     foreign = onnx.load(tiny_file)
-    del foreign.metadata_props[:]
-    onnx.save(foreign, bad)
-    assert "not one made by depthzoo" in refused([str(bad), str(photo)], capsys)
+    for keep in ({}, {"format": "depthzoo/1"}, {"format": "other/1", "input": "{}", "size": "[1, 1]"}):
+        del foreign.metadata_props[:]
+        onnx.helper.set_model_props(foreign, keep)
+        onnx.save(foreign, bad)
+        assert "not one made by depthzoo" in refused([str(bad), str(photo)], capsys)
     assert "no such file" in refused([str(tmp_path / "missing.onnx"), str(photo)], capsys)
     assert "no such file" in refused([str(tmp_path), str(photo)], capsys)
 
@@ -497,6 +499,16 @@ def test_the_benchmark(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert where.startswith(f"{tiny_file}: cpu, 2x64x96, ready after ")
     assert re.fullmatch(r" *[\d.]+ ms \([\d.]+ to [\d.]+, 30 runs\); first run [\d.]+ ms", figures)
     assert "--benchmark 1 or more" in refused([str(tiny_file), "--benchmark", "0"], capsys)
+
+
+def test_too_little_memory(
+    tiny_file: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(run_onnx, "fit", fail)
+    assert "not enough memory" in refused([str(tiny_file), str(photo)], capsys)
 
 
 def test_ctrl_c_leaves_no_half_picture(
