@@ -5,7 +5,8 @@
 DIR are shards of the same frames, made by ``python -m train.prepare nyu-labelled ... --size 240x320``. All ways end in
 augmented batches of the asked size, with every augmentation on, and take turns. The file is read as one would without
 this project, opened once: frames that are augmented from their full resolution, and frames that are first resized to
-the size of the stored ones; these also by the processes of a torch DataLoader. The quickest of them is the reference.
+the size of the stored ones. The quicker of the two is the reference. The same by the processes of a torch DataLoader is
+measured beside them.
 """
 
 import argparse
@@ -59,6 +60,7 @@ FULL = AugmentConfig(
 KINECT_FOCAL, KINECT_WIDTH = 518.86, 640
 WORKERS = 4  # threads that decode shards
 WARM_BATCHES = 5  # of each round, not timed: what was read ahead since the last one is used up
+ALONE = ("mat, full resolution", "mat, resized")
 PROCESSES = " processes"  # in the name of a case
 PAUSE_SECONDS = 0.3  # for what is still being read ahead when a case's turn ends
 
@@ -98,8 +100,8 @@ def cases(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Bat
     height, width = data[0][1].shape
     whole, small = MatFile(args.mat, None), MatFile(args.mat, (height, width))
     found = {
-        "mat, full resolution": at_random(whole, args.batch),
-        "mat, resized": at_random(small, args.batch),
+        ALONE[0]: at_random(whole, args.batch),
+        ALONE[1]: at_random(small, args.batch),
         f"mat, resized by {args.processes}{PROCESSES}": at_random(small, args.batch, args.processes),
     }
     once = {}
@@ -165,7 +167,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     rounds = time_in_turns(runs, args.rounds)
     medians = {name: statistics.median(one.frames_per_s for one in each) for name, each in rounds.items()}
-    reference = max((name for name in medians if name.startswith("mat")), key=medians.__getitem__)
+    reference = max(ALONE, key=medians.__getitem__)
     with h5py.File(args.mat, "r") as file:
         images = file["images"]
         mat = {

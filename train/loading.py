@@ -56,7 +56,8 @@ class Frames(Protocol):
 def as_tensors(image: np.ndarray, depth: np.ndarray) -> tuple[Tensor, Tensor]:
     """uint8 (h, w, 3) and uint16 (h, w) to (3, h, w) uint8 and (1, h, w) int16."""
     millimetres = np.minimum(depth, MAX_MILLIMETRES).astype(np.int16)
-    return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(millimetres).unsqueeze(0)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    return torch.from_numpy(planes), torch.from_numpy(millimetres).unsqueeze(0)
 
 
 class Decoder:
