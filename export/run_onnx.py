@@ -39,7 +39,8 @@ Source: TypeAlias = str | Path | bytes  # bytes: the file's content
 PROVIDERS = {name.lower(): f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt")}
 KEPT_SHAPES = 8  # so many shapes of input keep their buffers on a GPU
 # What computes with sizes, not with pixels, in a file that resizes: a GPU leaves it to the CPU on purpose.
-SIZE_WORK = {"Shape", "Gather", "Slice", "Concat", "Cast", "Squeeze", "Unsqueeze", "Add", "Sub", "Mul", "Div"}
+SIZE_WORK = {"Shape", "Gather", "Slice", "Concat", "Cast", "Squeeze", "Unsqueeze", "ReduceProd"}
+SIZE_WORK |= {"Add", "Sub", "Mul", "Div", "Sqrt", "Round", "Floor", "Max", "Min"}
 # Colours of the preview from near to far, red to blue (after matplotlib's turbo_r).
 # fmt: off
 NEAR_TO_FAR = np.array([
