@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from depthzoo.download import reason
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that cannot be read or written."""
 
 
 @dataclass
@@ -36,7 +38,15 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes aside, syncs, renames: at every moment there is a whole checkpoint or none."""
+    """Writes aside, syncs, renames: at every moment there is a whole checkpoint or none.
+
+    Raises:
+        CheckpointError: it cannot be written, or holds a weight that is not finite, from which no run goes on; a
+            checkpoint that is there stays as it is.
+    """
+    for key, value in checkpoint.model.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path} is not written: {key} is not finite")
     tensors = {f"model/{key}": value for key, value in checkpoint.model.items()}
     if checkpoint.average is not None:
         tensors.update({f"average/{key}": value for key, value in checkpoint.average.items()})
@@ -56,6 +66,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError
+        raise CheckpointError(f"{path} cannot be written: {reason(error)}") from None
     finally:
         aside.unlink(missing_ok=True)
 

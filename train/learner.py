@@ -103,6 +103,9 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
+        # BatchNorm has seen a batch by the time that its loss is known.
+        buffers = list(self.model.buffers()) if config.nonfinite == "skip" else []
+        before = [buffer.clone() for buffer in buffers]
         for part in range(parts):
             # Strided, so that each part has its share of every data set.
             picked = slice(part, None, parts)
@@ -117,6 +120,8 @@ class Learner:
         if not math.isfinite(value):
             if config.nonfinite == "stop":
                 raise TrainingError(f"the loss is {value}")
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
             return value
         if config.clip:
             self.scaler.unscale_(self.optimizer)
