@@ -152,6 +152,11 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def real_time() -> bool:
+    """Whether this process goes before all others, so that the load of the machine says little."""
+    return hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures.
 
@@ -207,6 +212,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "load_before": load,
+            "real_time_priority": real_time(),
         },
         "versions": {
             **versions(),
