@@ -18,20 +18,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import onnxruntime
-import torch
+try:
+    if not __package__:  # run as a file: only depthzoo is installed, the rest is found from the checkout
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import numpy as np
+    import onnxruntime
+    import torch
 
-import depthzoo
-from depthzoo.models import DepthModel
-from depthzoo.registry import create_model
-
-if TYPE_CHECKING or __package__:
+    import depthzoo
+    from depthzoo.models import DepthModel
+    from depthzoo.registry import create_model
     from export.run_onnx import OnnxDepth, OnnxError, Parser, interleave, parse_size
-else:  # run as a file from anywhere: its own folder is where Python looks first
-    from run_onnx import OnnxDepth, OnnxError, Parser, interleave, parse_size
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    root = Path(__file__).resolve().parent.parent
+    todo = f"run `make setup` or `pip install -e '{root}[export]'`"
+    print(f"latency: error: {missing.name} is not installed: {todo}", file=sys.stderr)
+    sys.exit(2)
 
 # What a file is timed on, by device: a name, the provider and its options.
 VARIANTS: dict[str, list[tuple[str, str, dict[str, object]]]] = {

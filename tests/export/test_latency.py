@@ -183,6 +183,14 @@ def test_ctrl_c_writes_nothing(
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_without_the_packages_it_says_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(ROOT / "export" / "latency.py"), "m.onnx"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is not installed: run `make setup` or `pip install -e" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_the_command_from_another_directory(mobilenet_file: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(mobilenet_file.read_bytes())
