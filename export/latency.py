@@ -248,10 +248,13 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(report: Mapping[str, Any], file: Path) -> Path:
-    """Stores the report beside ``file``, the first of those compared."""
-    path = file.with_suffix(".benchmark.json")
+def benchmark(files: Sequence[Path], model: DepthModel | None = None, **options: Any) -> Path:
+    """Prints the table of :func:`compare` and stores it beside the first file; the path of what is stored."""
+    report = compare(files, model, **options)
+    print(table(report))
+    path = files[0].with_suffix(".benchmark.json")
     path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"-> {path}", flush=True)
     return path
 
 
@@ -271,11 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.batch < 1 or args.threads < 0:
         parser.error("--batch must be 1 or more, --threads 0 or more")
     try:
-        report = compare(
-            args.files, batch=args.batch, size=args.size, threads=args.threads, seconds=args.seconds
-        )
-        print(table(report))
-        print(f"-> {write(report, args.files[0])}")
+        benchmark(args.files, batch=args.batch, size=args.size, threads=args.threads, seconds=args.seconds)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

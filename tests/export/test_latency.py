@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from depthzoo.models import DepthModel
-from export import latency
+from export import latency, to_onnx
 from export.latency import compare, main, table
 from export.run_onnx import OnnxError
 
@@ -181,6 +181,30 @@ def test_ctrl_c_writes_nothing(
     assert main([str(tmp_path / "tiny.onnx")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_it_follows_an_export(
+    tiny: DepthModel,
+    only_cpu: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(to_onnx, "create_model", lambda name, weights: tiny)
+    arguments = ["unet", "--weights", "none", "--size", "64x96", "--out", str(tmp_path / "m.onnx")]
+    assert to_onnx.main([*arguments, "--benchmark"]) == 0
+    out = capsys.readouterr().out
+    assert "parity" in out and "latency of tiny, 1x64x96" in out and "eager torch" in out
+    assert json.loads((tmp_path / "m.benchmark.json").read_text())["size"] == [64, 96]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "m.benchmark.json").unlink()
+    monkeypatch.setattr(latency, "interleave", interrupt)
+    assert to_onnx.main([*arguments, "--benchmark"]) == 130
+    assert "m.onnx is complete" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_without_the_packages_it_says_what_to_do(tmp_path: Path) -> None:
