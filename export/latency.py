@@ -248,14 +248,18 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def benchmark(files: Sequence[Path], model: DepthModel | None = None, **options: Any) -> Path:
-    """Prints the table of :func:`compare` and stores it beside the first file; the path of what is stored."""
+def write(report: Mapping[str, Any], file: Path) -> Path:
+    """Stores the report beside ``file``, the first of those compared."""
+    path = file.with_suffix(".benchmark.json")
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    return path
+
+
+def benchmark(files: Sequence[Path], model: DepthModel | None = None, **options: Any) -> None:
+    """Prints the table of :func:`compare` and stores its report."""
     report = compare(files, model, **options)
     print(table(report))
-    path = files[0].with_suffix(".benchmark.json")
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"-> {path}", flush=True)
-    return path
+    print(f"-> {write(report, files[0])}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
