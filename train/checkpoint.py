@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,24 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "config": checkpoint.config,
         "param_groups": json.dumps(checkpoint.optimizer["param_groups"]),
     }
+    # A folder of its own, since safetensors writes aside too, and a killed process leaves that behind.
     aside = path.with_name(path.name + ".part")
     try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         # A clone each: safetensors wants dense tensors that share no memory.
         save_file(
-            {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, aside, header
+            {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
+            aside / path.name,
+            header,
         )
-        with open(aside, "rb") as file:
+        with open(aside / path.name, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(aside / path.name, path)
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError
         raise CheckpointError(f"{path} cannot be written: {reason(error)}") from None
     finally:
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class DatasetError(ValueError):
@@ -50,6 +50,8 @@ def decode(image_bytes: bytes, depth_bytes: bytes, where: str, key: str) -> tupl
         image = np.asarray(Image.open(io.BytesIO(image_bytes)).convert("RGB"))
         picture = Image.open(io.BytesIO(depth_bytes))
         mode, depth = picture.mode, np.asarray(picture)
+    except UnidentifiedImageError:  # whose text is the address of a BytesIO
+        raise DatasetError(f"{where}: sample {key!r} cannot be decoded: not a picture") from None
     except Exception as error:  # Pillow raises SyntaxError, struct.error and its own besides
         raise DatasetError(f"{where}: sample {key!r} cannot be decoded: {error}") from None
     # A PNG has at most 16 bits; Pillow 10.1 opens those of 16 as mode I.

@@ -95,6 +95,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sixty_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of 60 steps with two tiny pictures each, a checkpoint after every third."""
+    path = tmp_path_factory.mktemp("recipe") / "sixty_steps.toml"
+    path.write_text(
+        'model = "unet_mobilenet_v3"\nsize = [32, 32]\nsteps = 60\nbatch_size = 2\nprecision = "fp32"\nema = 0.9\n'
+        "validate_every = 20\ncheckpoint_every = 3\n[loss]\nsilog = 1.0\n"
+        "[augment]\nflip = true\nzoom = [0.9, 1.2]\nbrightness = 0.2\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
 def split() -> dict[str, list[int]]:
     """The official split."""
     return official_split()
