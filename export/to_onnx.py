@@ -1,44 +1,40 @@
-"""Exports a model of the zoo to one self-contained ONNX file and compares it with PyTorch.
+"""Exports models of the zoo, each to one self-contained ONNX file, and compares it with PyTorch.
 
     python export/to_onnx.py unet_resnet50 --out unet_resnet50.onnx
+    python export/to_onnx.py --all --precision int8 --data DIR --out onnx
 
-Input ``image``: float32 (N, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output ``depth``: float32
-(N, 1, H, W), metres. What else a consumer needs stands in the file's metadata (``run_onnx.py --info``).
+Input ``image``: float32 (N, 3, H, W), RGB in [0, 1], H and W multiples of 32; with --uint8 uint8 (N, H, W, 3) of
+any H and W. Output ``depth``: float32 (N, 1, H, W), metres. What else a consumer needs stands in the file's
+metadata (``run_onnx.py --info``).
 """
 
+import argparse
 import copy
-import hashlib
-import json
-import logging
 import os
 import sys
-import tempfile
 import time
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 try:
+    if not __package__:  # run as a file: only depthzoo is installed, the rest is found from the checkout
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import onnx
     import torch
 
-    import depthzoo
     from depthzoo import weights as zoo_weights
     from depthzoo.models import DepthModel
     from depthzoo.registry import MODELS, create_model
-
-    if TYPE_CHECKING or __package__:
-        from export.latency import benchmark
-        from export.parity import Parity, compare, shapes_to_compare
-        from export.run_onnx import OnnxDepth, Parser, parse_size
-    else:  # run as a file from anywhere: its own folder is where Python looks first
-        from latency import benchmark
-        from parity import Parity, compare, shapes_to_compare
-        from run_onnx import OnnxDepth, Parser, parse_size
+    from export import latency
+    from export.facts import describe, working_size, write_facts
+    from export.graph import MULTIPLE, OPSETS, ExportError, check_path, fix_size, trace, write
+    from export.half import as_on_gpu, to_half
+    from export.int8 import FRAMES, calibrated
+    from export.parity import Parity, compare, eager, shapes_to_compare
+    from export.pictures import Pictures
+    from export.resizing import take_bytes
+    from export.run_onnx import OnnxDepth, Parser, parse_size
 
     if find_spec("onnxscript") is None:
         raise ModuleNotFoundError(name="onnxscript")
@@ -50,18 +46,7 @@ except ModuleNotFoundError as missing:
     print(f"to_onnx: error: {missing.name} is not installed: {todo}", file=sys.stderr)
     sys.exit(2)
 
-# What the exporter implements and what its version converter reaches; it would quietly keep 18 for less.
-OPSETS = range(18, 26)
-PRECISIONS = ("fp32",)
-MULTIPLE = 32
-DEFAULT_SIZE = (480, 640)
-TRACED_BATCH = 2
-# Signs of a size that is not matched by construction, and of a BatchNorm that did not fold.
-UNWANTED = ("Shape", "BatchNormalization")
-
-
-class ExportError(ValueError):
-    """An export that cannot be made or that must not be kept; the message is one line."""
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def export_onnx(
@@ -71,6 +56,8 @@ def export_onnx(
     opset: int = OPSETS[0],
     *,
     precision: str = "fp32",
+    uint8: bool = False,
+    data: Path | None = None,
     weights_file: str | os.PathLike[str] | None = None,
 ) -> Parity:
     """Writes ``model`` as one ONNX file; the file appears only once it has been compared with PyTorch.
@@ -80,7 +67,9 @@ def export_onnx(
         path: the file to write; an existing one is replaced.
         size: (H, W), multiples of 32, to fix the size; None leaves it open. The batch is always open.
         opset: ONNX operator set, 18 to 25.
-        precision: "fp32".
+        precision: "fp32", "fp16" (inside: the image, the heads and the depth stay float32) or "int8".
+        uint8: take uint8 (N, H, W, 3) of any H and W, and resize inside and back.
+        data: shards made by ``train.prepare``, to compare on and to calibrate INT8 with; else synthetic rooms.
         weights_file: the file the weights came from; its sha256 goes into the metadata.
 
     Returns:
@@ -88,20 +77,14 @@ def export_onnx(
 
     Raises:
         ExportError: a bad argument, an unwanted operator in the graph, or a difference over the bound.
+        DatasetError: ``data`` that cannot be read.
         OSError: if the file cannot be written.
     """
     path = Path(path)
     check_arguments(path, size, opset, precision)
     model = copy.deepcopy(model).cpu().float().eval()
-    graph = trace(model, size, opset)
-    for key, value in describe(model, precision, weights_file).items():
-        graph.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(graph, full_check=True)
-    session = OnnxDepth(graph.SerializeToString())
-    parity = compare(model, session, shapes_to_compare(size, TRACED_BATCH), precision)
-    if not parity.holds:
-        raise ExportError(f"{model.name}: the ONNX file differs from PyTorch and was not kept: {parity}")
-    graph.metadata_props.add(key="parity", value=parity.json())
+    graph = trace(model, opset)
+    graph, parity = finish(graph, model, size, precision, uint8=uint8, data=data, weights_file=weights_file)
     write(graph.SerializeToString(), path)
     return parity
 
@@ -116,180 +99,183 @@ def check_arguments(path: Path, size: tuple[int, int] | None, opset: int, precis
         raise ExportError(
             f"size must be multiples of {MULTIPLE}, at least {MULTIPLE}, not {size[0]}x{size[1]}"
         )
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ExportError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise ExportError(f"{path}: the folder {path.parent} is not writable")
+    check_path(path)
 
 
-def trace(model: DepthModel, size: tuple[int, int] | None, opset: int) -> onnx.ModelProto:
-    """The graph, without a trace of where it was made.
+def finish(
+    graph: onnx.ModelProto,
+    model: DepthModel,
+    size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    *,
+    uint8: bool = False,
+    data: Path | None = None,
+    weights_file: str | os.PathLike[str] | None = None,
+) -> tuple[onnx.ModelProto, Parity]:
+    """From the traced graph of ``model`` to the graph that is written, and how far it is from the model.
 
-    Height and width are traced as 32 times something: all features then match their skips by construction,
-    no Shape node is left and every BatchNorm folds into its convolution.
+    Args:
+        graph: made by ``trace``; it is used up.
+        model: on the CPU, in float32 and eval mode.
+        size, precision, uint8, data, weights_file: as in :func:`export_onnx`.
+
+    Raises:
+        ExportError: a difference over the bound.
     """
-    height, width = size or (64, 96)
-    dims: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if size is None:
-        dims |= {2: MULTIPLE * torch.export.Dim("h"), 3: MULTIPLE * torch.export.Dim("w")}
-    example = torch.rand(TRACED_BATCH, 3, height, width, generator=torch.Generator().manual_seed(0))
-    with quiet():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["image"],
-            output_names=["depth"],
-            dynamic_shapes=(dims,),
-            opset_version=opset,
-            verbose=False,
-        )
-    assert program is not None
-    graph = program.model_proto
-    clean(graph)
-    graph.graph.name = model.name
-    graph.doc_string = (
-        f"{model.name}: image float32 (N, 3, H, W), RGB in [0, 1], H and W multiples of {MULTIPLE}, "
-        "to depth float32 (N, 1, H, W) in metres"
-    )
-    got = [entry.version for entry in graph.opset_import if entry.domain == ""]
-    if got != [opset]:
-        raise ExportError(f"asked for opset {opset}, the exporter made {got}")
-    counts = Counter(node.op_type for node in graph.graph.node)
-    if left := [op for op in UNWANTED if counts[op]]:
-        raise ExportError(
-            f"{model.name}: the graph has {', '.join(f'{counts[op]} {op}' for op in left)} nodes"
-        )
-    return graph
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the exporter's progress, warnings and log lines off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
-def clean(model: onnx.ModelProto) -> None:
-    """Names the open dimensions; drops what the exporter noted of its sources, local paths among it."""
-    names = {f"{MULTIPLE}*h": "height", f"{MULTIPLE}*w": "width"}
-    graph = model.graph
-    values = [*graph.input, *graph.output, *graph.value_info]
-    for value in values:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in names:
-                dim.dim_param = names[dim.dim_param]
-    for part in [model, graph, *values, *graph.node, *graph.initializer]:
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    if model.functions:
-        raise ExportError("the graph has local functions, which were to be inlined")
-
-
-def describe(
-    model: DepthModel, precision: str = "fp32", weights_file: str | os.PathLike[str] | None = None
-) -> dict[str, str]:
-    """What the file says of itself: strings, JSON where there is structure."""
-    card = model.card or {}
-    digest = hashlib.sha256(Path(weights_file).read_bytes()).hexdigest() if weights_file else None
-    facts: dict[str, Any] = {
-        "format": "depthzoo/1",
-        "name": model.name,
-        "weights": card.get("tag", "unnamed") if model.card else "random",
-        "weights_sha256": digest or card.get("sha256"),
-        "precision": precision,
-        "verified_on": "cpu",
-        "input": {
-            "name": "image",
-            "type": "float32",
-            "layout": "NCHW",
-            "colour": "RGB",
-            "range": [0, 1],
-            "multiple_of": MULTIPLE,
-        },
-        "output": {"name": "depth", "type": "float32", "layout": "NCHW"},
-        "unit": "m",
-        "depth_range": [model.min_depth, model.max_depth],
-        "size": card.get("size", list(DEFAULT_SIZE)),
-        "arguments": model.arguments,
-        "versions": {"depthzoo": depthzoo.__version__, "torch": torch.__version__, "onnx": onnx.__version__},
-    }
-    facts |= {key: card.get(key) for key in ("dataset", "recipe", "camera", "metrics", "terms", "trained_on")}
-    facts = {key: value for key, value in facts.items() if value not in (None, "")}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-
-
-def write(content: bytes, path: Path) -> None:
-    """Writes aside, then renames: no other process ever sees half a file, and nothing stays on failure."""
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    facts = describe(model, size, precision, uint8, weights_file)
+    working = working_size(model, size)
+    if size is not None:
+        fix_size(graph, size)
+    if precision == "fp16":
+        to_half(graph)
+    if precision == "int8":
+        pictures = Pictures(data, ("train", "val"))
+        graph, facts["calibration"] = calibrated(graph, pictures, working, exact=size is not None)
+    if uint8:
+        take_bytes(graph, working, exact=size is not None)
+    write_facts(graph, facts)
+    onnx.checker.check_model(graph, full_check=True)
+    runs = [OnnxDepth(graph.SerializeToString()).run]
+    if precision == "fp16":
+        runs.append(OnnxDepth(as_on_gpu(graph).SerializeToString()).run)
+    reference = eager(model, working, exact=size is not None)
+    parity = compare(reference, runs, shapes_to_compare(size, uint8), Pictures(data), precision)
+    if not parity.holds:
+        raise ExportError(f"{model.name}: the ONNX file differs from PyTorch and was not kept: {parity}")
+    write_facts(graph, facts | {"parity": parity.facts()})
+    return graph, parity
 
 
 def size_or_dynamic(text: str) -> tuple[int, int] | None:
     return None if text == "dynamic" else parse_size(text)
 
 
+def file_name(name: str, size: tuple[int, int] | None, precision: str, uint8: bool) -> str:
+    parts = [name, *(["{}x{}".format(*size)] if size else []), *([precision] if precision != "fp32" else [])]
+    return "_".join([*parts, *(["uint8"] if uint8 else [])]) + ".onnx"
+
+
+def named(names: Sequence[str], every: bool) -> list[str]:
+    """The models asked for.
+
+    Raises:
+        ValueError: none or an unknown one.
+    """
+    if bool(names) == every:
+        raise ExportError("give the NAMEs of models, or --all" + (", not both" if names else ""))
+    for name in names:
+        MODELS.get(name)
+    return list(dict.fromkeys(names)) or MODELS.names()
+
+
+def weights_files(names: Sequence[str], weights: str, every: bool) -> dict[str, Path | None]:
+    """The file of each model's weights, None for random ones; ``every`` passes over models that have none.
+
+    Raises:
+        ValueError: weights that are not there.
+    """
+    if weights == "none":
+        return dict.fromkeys(names)
+    have = [n for n in names if (tags := zoo_weights.tags(n)) and weights in ("DEFAULT", *tags)]
+    if every and not have:
+        raise ExportError(f"no model has the weights {weights!r}; with --all: DEFAULT, a tag, or none")
+    if every and (left := [name for name in names if name not in have]):
+        print(f"skipped, without such weights (--weights none exports them untrained): {', '.join(left)}")
+    return {name: zoo_weights.find(name, weights) for name in (have if every else names)}
+
+
+def export_one(name: str, file: Path | None, path: Path, args: argparse.Namespace) -> None:
+    """Exports, measures if asked, and prints what there is to say."""
+    started = time.perf_counter()
+    torch.manual_seed(0)  # random weights, too, are the same each time
+    model = create_model(name, weights=file)
+    tag = (model.card or {}).get("tag", "unnamed") if file else "random"
+    shape = "dynamic size" if args.size is None else "{}x{}".format(*args.size)
+    kind = f"{args.precision}, uint8 input" if args.uint8 else args.precision
+    print(f"{name} ({tag} weights), {shape}, opset {args.opset}, {kind}", flush=True)
+    if args.precision == "int8":
+        print(f"calibrating on {FRAMES} {Pictures(args.data, ('train', 'val'))}", flush=True)
+    parity = export_onnx(
+        model,
+        path,
+        args.size,
+        args.opset,
+        precision=args.precision,
+        uint8=args.uint8,
+        data=args.data,
+        weights_file=file,
+    )
+    print(f"parity with PyTorch: {parity}")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - started:.0f} s")
+    if args.benchmark:
+        latency.benchmark([path], model)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(prog="to_onnx", description="Export a model to one ONNX file, compared with PyTorch.")
-    parser.add_argument("name", metavar="NAME", help=", ".join(MODELS.names()))
-    parser.add_argument(
-        "--weights", default="DEFAULT", metavar="W", help="DEFAULT, a tag, a .safetensors file, none"
+    parser = Parser(
+        prog="to_onnx", description="Export models, each to one ONNX file that is compared with PyTorch."
     )
-    parser.add_argument("--out", type=Path, metavar="PATH", help="the file (default: ./NAME.onnx)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MODELS.names()))
+    parser.add_argument("--all", action="store_true", help="every model that has the weights")
+    parser.add_argument(
+        "--weights", default="DEFAULT", metavar="W", help="DEFAULT, a tag, a .safetensors file, none (random)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="the file; of several models the folder (default: here)"
+    )
     parser.add_argument("--size", type=size_or_dynamic, metavar="HxW", help="fix the size (default: dynamic)")
-    parser.add_argument("--opset", type=int, default=OPSETS[0], metavar="N", help="18 (default) to 25")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--benchmark", action="store_true", help="then measure it against eager PyTorch")
+    parser.add_argument("--uint8", action="store_true", help="uint8 NHWC input of any size, resized inside")
+    parser.add_argument("--opset", type=int, default=OPSETS[0], metavar="N", help="18 (default) to 25")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="shards of real frames, to compare on and to calibrate with"
+    )
+    parser.add_argument("--benchmark", action="store_true", help="measure the file against eager PyTorch")
     args = parser.parse_args(argv)
-    suffix = "" if args.size is None else "_{}x{}".format(*args.size)
-    path: Path = args.out or Path(f"{args.name}{suffix}.onnx")
-    started = time.perf_counter()
+    failed = False
     try:
-        MODELS.get(args.name)
-        check_arguments(path, args.size, args.opset, args.precision)
-        file = None if args.weights == "none" else zoo_weights.find(args.name, args.weights)
-        model = create_model(args.name, weights=file)
-        tag = (model.card or {}).get("tag", "unnamed") if file else "random"
-        shape = "dynamic size" if args.size is None else "{}x{}".format(*args.size)
-        print(f"{args.name} ({tag} weights), {shape}, opset {args.opset}, {args.precision}", flush=True)
-        parity = export_onnx(model, path, args.size, args.opset, precision=args.precision, weights_file=file)
+        if args.data is not None:
+            Pictures(args.data)
+        names = named(args.names, args.all)
+        paths = targets(names, args)
+        for path in paths.values():
+            check_arguments(path, args.size, args.opset, args.precision)
+        files = weights_files(names, args.weights, args.all)
+        for name, file in files.items():
+            path = paths[name]
+            try:
+                export_one(name, file, path, args)
+            except (ValueError, OSError) as error:
+                if len(files) == 1:
+                    raise
+                print(f"to_onnx: error: {error}", file=sys.stderr, flush=True)
+                failed = True
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("to_onnx: interrupted, nothing written", file=sys.stderr)
+        print("to_onnx: interrupted, no half-written file left", file=sys.stderr)
         return 130
-    print(f"parity with PyTorch: {parity}")
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - started:.0f} s")
     script = str(Path(__file__).with_name("run_onnx.py"))
-    print(f"run it: python {min(script, os.path.relpath(script), key=len)} {path} photo.jpg", flush=True)
-    if args.benchmark:
-        try:
-            benchmark([path], model)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        except KeyboardInterrupt:
-            print(f"to_onnx: interrupted; {path} is complete, its latency not measured", file=sys.stderr)
-            return 130
-    return 0
+    if not failed:
+        print(f"run it: python {min(script, os.path.relpath(script), key=len)} {path} photo.jpg")
+    return 2 if failed else 0
+
+
+def targets(names: Sequence[str], args: argparse.Namespace) -> dict[str, Path]:
+    """Where each model goes: --out is the file of a single one, else the folder.
+
+    Raises:
+        ExportError: the folder does not exist.
+    """
+    files = {name: Path(file_name(name, args.size, args.precision, args.uint8)) for name in names}
+    if args.out is None:
+        return files
+    if len(names) == 1:
+        return dict.fromkeys(files, args.out)
+    if not args.out.is_dir():
+        raise ExportError(f"{args.out}: this folder does not exist; several models go into one")
+    return {name: args.out / file for name, file in files.items()}
 
 
 if __name__ == "__main__":
