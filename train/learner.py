@@ -1,6 +1,7 @@
 """What one optimiser step does: the network, its loss, its optimiser and its moving average."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,11 @@ from train.distributed import World
 from train.optimize import make_optimizer, recompute_activations, set_modes
 from train.progress import TrainingError
 
+# BatchNorm's statistics are each process's own. torch has two names for it; the older one warns where there is a newer.
+_PARAMETERS = inspect.signature(DistributedDataParallel).parameters
+OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -79,7 +85,7 @@ class Learner:
             network: Any = torch.compile(self.model) if self.compile else self.model
             if self.world.size > 1:
                 index = [self.device.index] if self.device.index is not None else None
-                network = DistributedDataParallel(network, device_ids=index, broadcast_buffers=False)
+                network = DistributedDataParallel(network, device_ids=index, **OWN_BUFFERS)
             self._network = frozen, network
         return self._network[1]
 
