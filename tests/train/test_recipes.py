@@ -43,9 +43,11 @@ def test_every_model_has_a_recipe_for_the_labelled_and_for_the_50k_set(model: st
     labelled, large = recipe(model), recipe(f"{model}_50k")
     assert labelled.model == large.model == model
     assert labelled.head == large.head == "sigmoid" and labelled.augment.flip and large.augment.flip
-    assert large.encoder_weights == ("imagenet" if model in PRETRAINED else "none")
+    encoder = "imagenet" if model in PRETRAINED else "none"
+    assert labelled.encoder_weights == large.encoder_weights == encoder
     assert large.steps == 0 and large.epochs * FRAMES_50K >= 500_000
-    assert large.mix == 0
+    # Nothing beside --data is needed.
+    assert all(config.mix == config.pseudo_share == 0 and not config.init for config in (labelled, large))
 
 
 def test_no_table_of_a_recipe_repeats_its_base() -> None:
