@@ -44,6 +44,8 @@ def _read(path: str | os.PathLike[str], tensors: bool = False) -> tuple[dict[str
         with safetensors.safe_open(os.fspath(path), framework="pt") as file:
             card = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"{os.fspath(path)}: no such file") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise WeightsError(
             f"{os.fspath(path)}: not a readable safetensors file: {reason(error)}; "

@@ -227,7 +227,8 @@ def load_encoder(encoder: Encoder, encoder_weights: str | os.PathLike[str] | Non
     """Fills ``encoder.body``: None leaves it random, "imagenet" downloads torchvision's, a path reads a file.
 
     Raises:
-        ValueError: for an encoder that has no ImageNet weights, or a file that does not fit.
+        ValueError: for an encoder that has no ImageNet weights, a download that fails or has another digest, or a
+            file that does not fit.
     """
     if encoder_weights is None:
         return
@@ -238,7 +239,13 @@ def load_encoder(encoder: Encoder, encoder_weights: str | os.PathLike[str] | Non
         raise ValueError(
             "encoder_weights='imagenet': this encoder is no ImageNet network; use None or a path"
         )
-    state = imagenet.get_state_dict(progress=True, check_hash=True)
+    try:
+        state = imagenet.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # a digest that differs is a RuntimeError of torch.hub
+        raise weights_module.WeightsError(
+            f"encoder_weights='imagenet': cannot download {imagenet.url}: {weights_module.reason(error)}; without a "
+            "network use none or a path"
+        ) from error
     own = encoder.body.state_dict()  # type: ignore[union-attr]
     # By the file's keys: a file older than num_batches_tracked (VGG's) has none, and BatchNorm fills it in.
     body = {key: value for key, value in state.items() if key in own}

@@ -4,6 +4,7 @@ import builtins
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import safetensors.torch
@@ -101,6 +102,28 @@ def test_imagenet_with_a_part_missing_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
     with pytest.raises(RuntimeError, match=r"features\.3\.block\.0\.0\.weight"):
         depthzoo.unet_mobilenet_v3(weights=None, encoder_weights="imagenet")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (URLError(socket.gaierror(-2, "Name or service not known")), "Name or service not known"),
+        (RuntimeError('invalid hash value (expected "1", got "2")'), "invalid hash value"),
+    ],
+)
+def test_imagenet_that_cannot_be_had_is_one_line(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_state_dict(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
+    with pytest.raises(
+        ValueError, match=rf"download https://.*mobilenet_v3_large.*{says}.* use none"
+    ) as caught:
+        depthzoo.unet_mobilenet_v3(weights=None, encoder_weights="imagenet")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("offline")
