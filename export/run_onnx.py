@@ -483,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--benchmark", type=int, metavar="N", help="measure the network on N pictures at once"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # pictures may follow the flags
     if not (args.images or args.info or args.benchmark is not None):
         parser.error("no picture given (or ask for --info or --benchmark 1)")
     stems = [path.stem for path in args.images]

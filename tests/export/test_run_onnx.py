@@ -140,6 +140,12 @@ def test_info_rounds_figures_and_groups_them() -> None:
     ]
 
 
+def test_pictures_may_follow_the_flags(tiny_file: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([str(tiny_file), "--threads", "1", "--out", str(out), str(photo)]) == 0
+    assert len(list(out.iterdir())) == 2
+
+
 def test_line_per_picture(tiny_file: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tiny_file), str(photo), "--out", str(photo.parent / "out")]) == 0
     out = capsys.readouterr().out
