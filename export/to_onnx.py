@@ -130,7 +130,9 @@ def finish(
         to_half(graph)
     if precision == "int8":
         pictures = Pictures(data, ("train", "val"))
-        graph, facts["calibration"] = calibrated(graph, pictures, working, exact=size is not None)
+        graph, facts["calibration"] = calibrated(
+            graph, pictures, working, exact=size is not None, frames=FRAMES
+        )
     if uint8:
         take_bytes(graph, working, exact=size is not None)
     write_facts(graph, facts)

@@ -1,17 +1,19 @@
 """A model that exports in seconds and files of it that several tests share."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+from depthzoo.data.codec import encode_depth, encode_image
+from depthzoo.data.rooms import render
+from depthzoo.data.shards import ShardWriter, write_dataset
 from depthzoo.models import DepthModel, unet_mobilenet_v3
 from depthzoo.models.blocks import DepthHead, Upsample2x, conv_bn_relu, match_size
+from export import to_onnx
+from export.graph import trace
 from export.to_onnx import export_onnx
 
 
@@ -89,44 +91,43 @@ def mobilenet_file(mobilenet: DepthModel, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def uint8_file(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The contract of a file with uint8 input, around the same network at 64x96, made by hand."""
-    model = onnx.load(tiny_file)
-    graph = model.graph
-    for node in graph.node:
-        node.input[:] = ["resized" if name == "image" else name for name in node.input]
-        node.output[:] = ["small" if name == "depth" else name for name in node.output]
-    numbers = {
-        "inner": np.array([64, 96]),
-        "two": np.array([2]),
-        "four": np.array([4]),
-        "most": np.float32(255),
-    }
-    for name, value in numbers.items():
-        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
-    node = onnx.helper.make_node
-    linear: dict[str, Any] = {"mode": "linear", "axes": [2, 3]}
-    before = [
-        node("Transpose", ["image"], ["bytes"], perm=[0, 3, 1, 2]),
-        node("Cast", ["bytes"], ["floats"], to=onnx.TensorProto.FLOAT),
-        node("Div", ["floats", "most"], ["scaled"]),
-        node("Resize", ["scaled", "", "", "inner"], ["resized"], antialias=1, **linear),
-    ]
-    after = [
-        node("Shape", ["bytes"], ["shape"]),
-        node("Slice", ["shape", "two", "four"], ["outer"]),
-        node("Resize", ["small", "", "", "outer"], ["depth"], **linear),
-    ]
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    image = onnx.helper.make_tensor_value_info(
-        "image", onnx.TensorProto.UINT8, ["batch", "height", "width", 3]
-    )
-    graph.input[0].CopyFrom(image)
-    contract = {"name": "image", "type": "uint8", "layout": "NHWC", "range": [0, 255], "multiple_of": 1}
-    for entry in model.metadata_props:
-        entry.value = {"input": json.dumps(contract), "size": "[64, 96]"}.get(entry.key, entry.value)
+def uint8_file(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network at 64x96, behind bytes of any size."""
     path = tmp_path_factory.mktemp("uint8") / "tiny_uint8.onnx"
-    onnx.save(model, path)
+    export_onnx(tiny, path, size=(64, 96), uint8=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(tiny: Tiny) -> onnx.ModelProto:
+    """What ``trace`` makes of the tiny model; ``graph`` is a copy to change."""
+    return trace(tiny)
+
+
+@pytest.fixture
+def graph(tiny_graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(tiny_graph)
+    return copy
+
+
+@pytest.fixture
+def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 is calibrated on four pictures, to be quick."""
+    monkeypatch.setattr(to_onnx, "FRAMES", 4)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of nine synthetic rooms of 48x64, seven to train and two to validate."""
+    folder = tmp_path_factory.mktemp("shards")
+    splits = {}
+    for split, seeds in {"train": range(7), "val": range(7, 9)}.items():
+        with ShardWriter(folder, split) as writer:
+            for seed in seeds:
+                room = render(seed, size=(48, 64))
+                writer.write(f"{seed:03d}", *encode_image(room.image), encode_depth(room.depth))
+        splits[split] = {**writer.entry, "size": [48, 64], "focal_px": 51.9}
+    write_dataset(folder, splits, source="kitchens", terms="MIT")
+    return folder
