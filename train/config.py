@@ -94,7 +94,8 @@ class TrainConfig:
         epochs: passes over the train split.
         frames: train on so many frames only, evenly spread over the split; 0 is all.
         batch_size: pictures per step, over all processes.
-        accumulate: parts that a batch is worked through in, which weigh alike; BatchNorm sees each by itself.
+        accumulate: parts that a batch is worked through in, which weigh alike; BatchNorm sees each by itself, and so
+            does the threshold of BerHu.
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         lr: peak learning rate.
         encoder_lr: factor on it for the encoder.
