@@ -113,6 +113,17 @@ def graph(tiny_graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.fixture
+def traced(graph: onnx.ModelProto, tiny_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command finds the tiny model traced already, to be quick."""
+
+    def copy(*_: object) -> onnx.ModelProto:
+        graph.CopyFrom(tiny_graph)
+        return graph
+
+    monkeypatch.setattr(to_onnx, "trace", copy)
+
+
+@pytest.fixture
 def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """INT8 is calibrated on four pictures, to be quick."""
     monkeypatch.setattr(to_onnx, "FRAMES", 4)

@@ -14,22 +14,37 @@ import torch
 
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model, list_models
+from depthzoo.weights import models_with_weights
 from export import graph, to_onnx
 from export.graph import ExportError
-from export.parity import shapes_to_compare
-from export.to_onnx import export_onnx, main
+from export.parity import Parity, shapes_to_compare
+from export.to_onnx import export_onnx, finish, main
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"unet_mobilenet_v3"}
-OPERATORS = {
-    *("Conv", "ConvTranspose", "Relu", "LeakyRelu", "HardSwish", "HardSigmoid", "MaxPool", "ReduceMean"),
-    *("Resize", "Concat", "Sub", "Div", "Add", "Mul", "Sigmoid"),
+QUICK = ("unet_mobilenet_v3",)
+ENDS = {"Sub": 1, "Div": 1, "Sigmoid": 1}  # of the normalisation and the head, with a Mul and an Add
+# The operators of a file of open size, all of them: no Shape, no BatchNormalization.
+COUNTS: dict[str, dict[str, int]] = {
+    "unet": {"Conv": 19, "ConvTranspose": 4, "Relu": 18, "MaxPool": 4, "Concat": 4, "Mul": 1, "Add": 1},
+    "unet_bilinear": {"Conv": 23, "Resize": 4, "Relu": 22, "MaxPool": 4, "Concat": 4, "Mul": 1, "Add": 1},
+    "unet_resnet50_wide": {
+        **{"Conv": 66, "ConvTranspose": 5, "Relu": 61, "MaxPool": 1, "Concat": 5, "Mul": 1, "Add": 17}
+    },
+    "unet_resnet50": {"Conv": 63, "Resize": 5, "Relu": 58, "MaxPool": 1, "Concat": 4, "Mul": 1, "Add": 17},
+    "dispnet_vgg16": {
+        **{"Conv": 22, "ConvTranspose": 5, "Relu": 13, "LeakyRelu": 10, "Resize": 3, "MaxPool": 5},
+        **{"Concat": 5, "Mul": 1, "Add": 1},
+    },
+    "unet_mobilenet_v3": {
+        **{"Conv": 80, "Relu": 36, "HardSwish": 20, "HardSigmoid": 8, "ReduceMean": 8, "Resize": 5},
+        **{"Concat": 4, "Mul": 9, "Add": 11},
+    },
 }
 
 
-def difference(model: DepthModel, path: Path, shape: tuple[int, ...], seed: int = 7) -> float:
+def difference(model: DepthModel, file: Path | bytes, shape: tuple[int, ...], seed: int = 7) -> float:
     images = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         expected = model(images).numpy()
     (got,) = session.run(["depth"], {"image": images.numpy()})
@@ -37,8 +52,12 @@ def difference(model: DepthModel, path: Path, shape: tuple[int, ...], seed: int 
     return float(np.abs(got - expected).max())
 
 
-def operators(path: Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+def expected(name: str) -> Counter[str]:
+    return Counter(COUNTS[name] | ENDS)
+
+
+def operators(file: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in file.graph.node)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -49,34 +68,43 @@ def dims(value: onnx.ValueInfoProto) -> list[str | int]:
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
-)
-def test_every_model_matches_at_sizes_never_traced(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if name == "unet_mobilenet_v3":
-        model, path = request.getfixturevalue("mobilenet"), request.getfixturevalue("mobilenet_file")
-    else:
-        torch.manual_seed(0)
-        model, path = create_model(name, weights=None).eval(), tmp_path / f"{name}.onnx"
-        assert export_onnx(model, path).holds
-    counts = operators(path)
-    assert not counts.keys() - OPERATORS, counts
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+def test_the_small_model_matches_at_sizes_never_traced(mobilenet: DepthModel, mobilenet_file: Path) -> None:
+    assert operators(onnx.load(mobilenet_file)) == expected("unet_mobilenet_v3")
+    assert [p.name for p in mobilenet_file.parent.iterdir()] == [mobilenet_file.name]
     # The bare network's depth varies by millimetres: this is some forty float32 roundings at 2.4 m.
     for shape in [(1, 3, 32, 64), (2, 3, 96, 160)]:
-        assert difference(model, path, shape) < 1e-5
+        assert difference(mobilenet, mobilenet_file.read_bytes(), shape) < 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
-def test_every_model_exports_at_a_fixed_size(name: str, tmp_path: Path) -> None:
+def test_every_model_in_both_float_precisions_of_any_and_of_one_size(name: str) -> None:
     torch.manual_seed(0)
-    model, path = create_model(name, weights=None).eval(), tmp_path / "fixed.onnx"
-    assert export_onnx(model, path, size=(64, 96)).holds
-    assert not operators(path).keys() - OPERATORS
-    assert dims(onnx.load(path).graph.input[0]) == ["batch", 3, 64, 96]
+    model = create_model(name, weights=None).eval()
+    traced = graph.trace(model)
+    assert operators(traced) == expected(name)
+    for precision, metres in (("fp32", 1e-5), ("fp16", 1e-3)):
+        for size in (None, (64, 96)):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(traced)
+            file, parity = finish(copy, model, size, precision)
+            assert parity.holds
+            assert operators(file) - Counter({"Cast": 9}) == expected(name)
+            assert dims(file.graph.input[0]) == ["batch", 3, *(size or ("height", "width"))]
+            assert difference(model, file.SerializeToString(), (1, 3, *(size or (96, 32)))) < metres
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.usefixtures("few_frames")
+def test_quick_models_in_int8(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, weights=None).eval()
+    file, parity = finish(graph.trace(model), model, (64, 96), "int8")
+    assert parity.holds
+    counts = operators(file)
+    assert counts["Conv"] == COUNTS[name]["Conv"] and counts["QuantizeLinear"] > 80
+    assert counts["HardSwish"] == COUNTS[name]["HardSwish"]  # not taken apart
 
 
 def test_parity_is_measured_where_nothing_was_traced() -> None:
@@ -133,6 +161,7 @@ def test_the_model_is_left_as_it_was(tiny: DepthModel, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in tiny.state_dict().items())
 
 
+@pytest.mark.usefixtures("traced")
 def test_trained_weights_bring_their_card_and_the_strict_bound(
     tiny: DepthModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +185,7 @@ def test_trained_weights_bring_their_card_and_the_strict_bound(
     assert json.loads(facts["metrics"])["per_image"]["abs_rel"] == 0.2
 
 
+@pytest.mark.usefixtures("traced")
 def test_an_export_that_differs_is_not_kept(
     tiny: DepthModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +222,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("traced")
 def test_the_command(
     tiny: DepthModel,
     tmp_path: Path,
@@ -211,6 +242,58 @@ def test_the_command(
     assert [p.name for p in tmp_path.iterdir()] == ["unet_64x96.onnx"]
 
 
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch, tiny: DepthModel) -> list[tuple[str, Path | None]]:
+    """Every model is the tiny one; what was asked for."""
+    asked: list[tuple[str, Path | None]] = []
+
+    def create(name: str, weights: Path | None) -> DepthModel:
+        asked.append((name, weights))
+        return tiny
+
+    monkeypatch.setattr(to_onnx, "create_model", create)
+    return asked
+
+
+@pytest.mark.usefixtures("traced")
+def test_several_models_go_into_a_folder(
+    untrained: list[tuple[str, Path | None]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["unet", "dispnet_vgg16", "--weights", "none", "--out", str(tmp_path)]
+    assert main([*arguments, "--size", "64x96", "--precision", "fp16", "--uint8"]) == 0
+    assert untrained == [("unet", None), ("dispnet_vgg16", None)]
+    names = {f"{name}_64x96_fp16_uint8.onnx" for name in ("unet", "dispnet_vgg16")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert "unet (random weights), 64x96, opset 18, fp16, uint8 input\n" in capsys.readouterr().out
+
+
+def test_all_means_those_that_have_weights(
+    untrained: list[tuple[str, Path | None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def export(model: DepthModel, path: Path, *_: object, weights_file: Path, **__: object) -> Parity:
+        path.write_bytes(b"model")
+        if weights_file and weights_file.name.startswith("unet_mobilenet_v3"):
+            raise ExportError("too far from PyTorch")
+        return Parity(0, 0, 0, 0, 0, {}, "", (), "")
+
+    monkeypatch.setattr(to_onnx, "export_onnx", export)
+    have = models_with_weights()
+    assert main(["--all", "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert err == "to_onnx: error: too far from PyTorch\n"
+    assert sorted(name for name, _ in untrained) == sorted(have)
+    assert "unet_resnet50.onnx: 0.0 MB" in out  # those after a failure are exported all the same
+    skipped = next(line for line in out.splitlines() if line.startswith("skipped"))
+    assert all((name in skipped.split(": ")[1].split(", ")) == (name not in have) for name in list_models())
+    untrained.clear()
+    assert main(["--all", "--weights", "none", "--out", str(tmp_path)]) == 0
+    assert untrained == [(name, None) for name in list_models()]
+
+
+@pytest.mark.usefixtures("traced")
 def test_ctrl_c_leaves_nothing(
     tiny: DepthModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +315,7 @@ def test_ctrl_c_leaves_nothing(
         (["unet", "--size", "480x"], "HEIGHTxWIDTH"),
         (["unet", "--size", "100x96"], "multiples of 32"),
         (["unet", "--size", "0x64"], "multiples of 32"),
+        (["unet", "--size", "100x96", "--uint8"], "multiples of 32"),
         (["unet", "--opset", "17"], "opset must be 18 to 25, not 17"),
         (["unet", "--opset", "26"], "opset must be 18 to 25, not 26"),
         (["unet", "--precision", "fp12"], "fp12"),
@@ -239,6 +323,13 @@ def test_ctrl_c_leaves_nothing(
         (["unet", "--out", "."], "is a folder"),
         (["unet", "--weights", "missing.safetensors"], "missing.safetensors"),
         (["unet", "--weights", "nosuchtag"], "nosuchtag"),
+        (["unet_mobilenet_v3", "--data", "nowhere"], "no data set at nowhere"),
+        (["unet", "--weights", "DEFAULT"], "unet: no trained weights"),
+        (["unet", "dispnet_vgg16"], "unet: no trained weights"),
+        (["unet", "unet_bilinear", "--out", "nowhere"], "nowhere: this folder does not exist"),
+        (["--all", "--out", "nowhere"], "nowhere: this folder does not exist"),
+        (["--all", "--weights", "nosuchtag"], "no model has the weights 'nosuchtag'"),
+        (["--all", "unet"], "not both"),
         ([], "NAME"),
     ],
 )
@@ -274,3 +365,18 @@ def test_both_ways_to_start_it(start: list[str], tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and "parity" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_another_process_gives_the_same_bytes(precision: str, tmp_path: Path) -> None:
+    """Random weights, too, are the same each time; and nothing hangs on the order of a set."""
+    command = [sys.executable, str(ROOT / "export" / "to_onnx.py"), "unet_mobilenet_v3", "--weights", "none"]
+    command += ["--size", "32x64", "--precision", precision, "--out"]
+    contents = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        path = tmp_path / f"{seed}.onnx"
+        subprocess.run([*command, str(path)], env=environment, check=True, capture_output=True)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
