@@ -10,14 +10,8 @@ import torch
 from PIL import Image
 
 from depthzoo import weights as zoo_weights
-from depthzoo.data.shards import (
-    DatasetError,
-    ShardDataset,
-    ShardWriter,
-    encode_depth,
-    encode_image,
-    write_dataset,
-)
+from depthzoo.data.codec import DatasetError, encode_depth, encode_image
+from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.metrics import METRICS
 from depthzoo.registry import create_model
 from train.anchors import anchor_table, is_nyu_test
