@@ -61,7 +61,7 @@ def weights_file(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = create_model("unet_mobilenet_v3", weights=None)
     path = tmp_path / "some.safetensors"
-    card = {"model": model.name, "tag": "nyu", "arguments": {}, "size": [64, 96], "terms": "none"}
+    card = {"model": model.name, "tag": "nyu", "arguments": {}, "size": [64, 96], "terms": "of the train data"}
     zoo_weights.write_weights(model, path, card)
     return path
 
@@ -88,7 +88,10 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     path = store_weights(model, card, tmp_path / "zoo", "nyu")
     stored = json.loads(path.with_suffix(".json").read_text())
     assert stored["file"] == path.name and path.name.startswith("unet_mobilenet_v3_nyu-")
-    assert stored["metrics"]["per_image"] == results["per_image"] and stored["terms"] == "research use"
+    assert stored["metrics"]["per_image"] == results["per_image"] and stored["terms"] == "of the train data"
+    # The test set's terms bind weights only where they say nothing themselves.
+    model.card = {**model.card, "terms": ""}
+    assert make_card(model, report, {"terms": "research use"})["terms"] == "research use"
     assert zoo_weights.read_metadata(path)["metrics"] == stored["metrics"]
     table = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
     assert table["unet_mobilenet_v3"]["tags"]["nyu"]["sha256"] == stored["sha256"]
