@@ -61,7 +61,13 @@ def weights_file(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = create_model("unet_mobilenet_v3", weights=None)
     path = tmp_path / "some.safetensors"
-    card = {"model": model.name, "tag": "nyu", "arguments": {}, "size": [64, 96], "terms": "of the train data"}
+    card = {
+        "model": model.name,
+        "tag": "nyu",
+        "arguments": {},
+        "size": [64, 96],
+        "terms": "of the train data",
+    }
     zoo_weights.write_weights(model, path, card)
     return path
 
