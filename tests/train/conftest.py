@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -225,3 +226,24 @@ def serve() -> Iterator[Callable[[Path], Server]]:
             return server
 
         yield start
+
+
+@pytest.fixture
+def folder(small_shards: Path, tmp_path: Path) -> Path:
+    """A copy of the small shards, to be changed."""
+    return Path(shutil.copytree(small_shards, tmp_path / "served"))
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that failed is tried again at once."""
+    monkeypatch.setattr("train.connection.FIRST_PAUSE", 0.0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: small tensors are quicker so, and sums are the same each time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

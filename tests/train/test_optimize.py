@@ -1,7 +1,7 @@
 """What one optimiser step does to which weights, and what precision, memory saving and compilation do not change."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,12 +19,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 MODELS = ("unet", "unet_mobilenet_v3", "unet_resnet50", "dispnet_vgg16")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def learner(**settings: Any) -> Learner:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import sys
 import tarfile
@@ -16,16 +15,7 @@ from depthzoo.data.shards import DatasetError, ShardDataset
 from train import connection
 from train.remote import RemoteSet, fetch_split, is_remote
 
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.0)
-
-
-@pytest.fixture
-def folder(small_shards: Path, tmp_path: Path) -> Path:
-    """A copy of the shards, to be changed."""
-    return Path(shutil.copytree(small_shards, tmp_path / "served"))
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -24,12 +24,7 @@ from train.progress import TrainingError
 CHECKPOINT = "checkpoint.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(*arguments: object) -> int:

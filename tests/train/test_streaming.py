@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import torch
 
 from depthzoo.data.shards import DatasetError, ShardDataset
 from depthzoo.download import sha256_of
-from train import connection
 from train.__main__ import parser, run
 from train.arguments import command
 from train.checkpoint import load_checkpoint
@@ -34,15 +32,7 @@ from train.streaming import RECENT_BATCHES, Feeder, Sample, ShardStream
 COUNT = 22  # of the train samples of small_shards
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "FIRST_PAUSE", 0.0)
-
-
-@pytest.fixture
-def folder(small_shards: Path, tmp_path: Path) -> Path:
-    """A copy of the shards, to be changed."""
-    return Path(shutil.copytree(small_shards, tmp_path / "served"))
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def local(folder: Path) -> str:
