@@ -113,10 +113,16 @@ def store_run(path: Path, run: Mapping[str, Any], keys: Sequence[str]) -> None:
         run: :func:`facts` and the figures.
         keys: names of the settings in ``run`` that tell one run from another.
     """
-
-    def identity(one: Mapping[str, Any]) -> str:
-        where = one["machine"].get("gpu") or one["machine"]["processor"]
-        return json.dumps([where, one["machine"]["threads"], [one.get(key) for key in keys]])
-
-    kept = [other for other in read_runs(path) if identity(other) != identity(run)]
+    kept = [other for other in read_runs(path) if identity(other, keys) != identity(run, keys)]
     write_json(path, {"runs": [*kept, dict(run)]})
+
+
+def is_stored(path: Path, run: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Whether the file has a run with the settings of ``run``, of any commit, on the same device."""
+    return any(identity(other, keys) == identity(run, keys) for other in read_runs(path))
+
+
+def identity(run: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The device and the settings of a run, as text."""
+    where = run["machine"].get("gpu") or run["machine"]["processor"]
+    return json.dumps([where, run["machine"]["threads"], [run.get(key) for key in keys]])
