@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depthzoo.prediction import Prediction
 from depthzoo.predictor import Predictor, predictor, resize_depth, resize_image, select_device, working_size
+from depthzoo.registry import create_model
 
 SIZE = (64, 96)
 
@@ -135,6 +136,18 @@ def test_card_gives_size_and_camera() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Predictor(Constant(), **options)
+
+
+def test_channels_last_on_a_cpu_changes_no_depth() -> None:
+    torch.manual_seed(0)
+    model = create_model("unet_mobilenet_v3", weights=None).eval()
+    images = [np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)]
+    with torch.inference_mode():
+        before = model(torch.from_numpy(images[0]).permute(2, 0, 1)[None] / 255)[0, 0].numpy()
+    found = Predictor(model, "cpu", SIZE)
+    weights = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 1 and p.shape[-1] > 1]
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    np.testing.assert_allclose(found(images)[0].depth, before, atol=1e-5)
 
 
 def test_default_device() -> None:
