@@ -1,69 +1,33 @@
-"""Writes the tables of README.md from the weights' cards and benchmarks/results; --check only compares."""
+"""Writes the tables of README.md and benchmarks/README.md from the weights' cards and benchmarks/results.
+
+    python benchmarks/readme.py [--check]
+
+--check writes nothing, and says which file is not what its sources say.
+"""
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from depthzoo import weights
-from depthzoo.registry import list_models
-
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
+if not __package__:
+    # Only depthzoo is installed; the tables also need the checkout's benchmarks.
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import accuracy_tables, latency_tables, training_tables  # noqa: E402
+from benchmarks.measured import collect, place  # noqa: E402
+from benchmarks.record import RESULTS  # noqa: E402
+from train.arguments import command  # noqa: E402
+
+Table = Callable[[Path], str]
 
 
-def seen(card: dict[str, Any]) -> int:
-    """Training images, those of the run that it started from included."""
-    start = card.get("initialised_from")
-    return int(card["trained_on"]["images"]) + (seen(start) if start else 0)
-
-
-def zoo() -> str:
-    """A row for each model and each of its tags."""
-    counted = json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))["models"]
-    lines = [
-        "| model | tag | parameters | GFLOP | file | AbsRel | RMSE | d1 | trained on |",
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    order = sorted(list_models(), key=lambda name: (not weights.tags(name), name))
-    for name in order:
-        count = counted[name]
-        size = f"{count['parameters'] / 1e6:.1f}M | {count['gflop']:.1f}"
-        for tag in weights.tags(name) or (None,):
-            if tag is None:
-                lines.append(f"| `{name}` | none yet | {size} | | | | | |")
-                continue
-            card = weights.card(name, tag)
-            figures = card["metrics"]["per_image"]
-            row = " | ".join(f"{figures[key]:.3f}" for key in ("abs_rel", "rmse", "d1"))
-            origin = f"{card['trained_on']['device']}, {seen(card):,} images"
-            lines.append(f"| `{name}` | `{tag}` | {size} | {card['bytes'] / 1e6:.1f} MB | {row} | {origin} |")
-    return "\n".join(lines)
-
-
-def averaging() -> str:
-    """Both averagings, with and without flip, of every card."""
-    lines = [
-        "| model | tag | AbsRel | RMSE | RMSE pooled | d1 | AbsRel flip | RMSE flip | d1 flip |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name in weights.models_with_weights():
-        for tag in weights.tags(name):
-            metrics = weights.card(name, tag)["metrics"]
-            one, pooled, flip = metrics["per_image"], metrics["pooled"], metrics["flip"]["per_image"]
-            values = [one["abs_rel"], one["rmse"], pooled["rmse"], one["d1"]]
-            values += [flip["abs_rel"], flip["rmse"], flip["d1"]]
-            lines.append(f"| `{name}` | `{tag}` | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    return "\n".join(lines)
-
-
-def demo() -> str:
+def demo(results: Path) -> str:
     """What the demo printed where the stored figures come from."""
-    figures: dict[str, Any] = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+    figures: dict[str, Any] = accuracy_tables.load(results, "demo.json")
     latency, machine = figures["latency_ms"], figures["machine"]
     height, width = latency["size"]
     eager, runtime = latency["eager torch"]["median"], latency["onnxruntime"]["median"]
@@ -74,39 +38,108 @@ def demo() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"zoo": zoo, "averaging": averaging, "demo": demo}
+def gpu(results: Path) -> str:
+    """On which GPUs what has been measured, and what has not."""
+    found: dict[str, set[str]] = {}
+    for question in ("latency", "training", "scaling", "predictor"):
+        for run in collect(results, question):
+            kind, name = place(run)
+            if kind == "cuda":
+                found.setdefault(question, set()).add(name)
+    if not found:
+        return (
+            "GPU figures are not measured yet: `benchmarks/gpu.sh` measures them on a machine that has one."
+        )
+    known = "; ".join(f"{question} ({', '.join(sorted(names))})" for question, names in found.items())
+    missing = [
+        question for question in ("latency", "training", "scaling", "predictor") if question not in found
+    ]
+    return f"Measured on a GPU: {known}." + (f" Not measured yet: {', '.join(missing)}." if missing else "")
 
 
-def fill(text: str) -> str:
+def pictures(pattern: str) -> Table:
+    """What shows the plots of a name."""
+
+    def show(results: Path) -> str:
+        names = sorted(path.name for path in results.glob(pattern))
+        return "\n".join(f"![{name}](results/{name})" for name in names) or "Nothing to draw yet."
+
+    return show
+
+
+DOCUMENTS: Mapping[str, Mapping[str, Table]] = {
+    "README.md": {
+        "zoo": accuracy_tables.zoo,
+        "averaging": accuracy_tables.averaging,
+        "demo": demo,
+        "benchmarks": latency_tables.summary,
+        "gpu": gpu,
+    },
+    "benchmarks/README.md": {
+        "gpu": gpu,
+        "accuracy plot": pictures("accuracy*.png"),
+        "latency plot": pictures("latency*.png"),
+        "latency": latency_tables.latency,
+        "peers": latency_tables.peers,
+        "predictor": latency_tables.predictor,
+        "training plot": pictures("training*.png"),
+        "training": training_tables.training,
+        "largest batch": training_tables.largest_batch,
+        "scaling plot": pictures("scaling*.png"),
+        "scaling": training_tables.scaling,
+        "loading": training_tables.loading,
+        "export accuracy": accuracy_tables.export_accuracy,
+        "overfit": accuracy_tables.overfit,
+    },
+}
+
+
+def fill(text: str, tables: Mapping[str, Table], results: Path, name: str = "README.md") -> str:
     """``text`` with what lies between ``<!-- NAME -->`` and ``<!-- /NAME -->`` made anew.
 
     Raises:
         ValueError: if a marker is missing.
     """
-    for name, table in TABLES.items():
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    for marker, table in tables.items():
+        pattern = re.compile(f"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
         parts = pattern.split(text)
         if len(parts) != 4:
-            raise ValueError(f"README.md must have <!-- {name} --> and <!-- /{name} --> once")
+            raise ValueError(f"{name} must have <!-- {marker} --> and <!-- /{marker} --> once")
         before, opening, closing, after = parts
-        text = f"{before}{opening}{table()}\n{closing}{after}"
+        text = f"{before}{opening}{table(results)}\n{closing}{after}"
     return text
 
 
-def main() -> int:
-    """Rewrites README.md, or says whether that would change it."""
-    parser = argparse.ArgumentParser(prog="readme", description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = fill(before)
-    if args.check:
-        if before != after:
-            print("README.md is not what its sources say: run make readme", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+def stale(root: Path, results: Path) -> dict[str, str]:
+    """The documents that are not what their sources say, with their new text."""
+    found = {}
+    for name, tables in DOCUMENTS.items():
+        before = (root / name).read_text(encoding="utf-8")
+        after = fill(before, tables, results, name)
+        if after != before:
+            found[name] = after
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="readme.py", description=(__doc__ or "").splitlines()[0])
+    main.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where a file would change"
+    )
+    return main
+
+
+def run(args: argparse.Namespace) -> int:
+    """Rewrites both files, or says which would change."""
+    changed = stale(ROOT, RESULTS)
+    for name, text in changed.items():
+        if args.check:
+            print(f"{name} is not what its sources say: run make readme", file=sys.stderr)
+        else:
+            (ROOT / name).write_text(text, encoding="utf-8")
+            print(f"-> {name}")
+    return int(args.check and bool(changed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(parser(), run))

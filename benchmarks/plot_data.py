@@ -1,0 +1,138 @@
+"""What each plot shows, gathered from result files and cards: by name of the plot, and why another cannot be drawn."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy_tables import load
+from benchmarks.latency_tables import latency_groups, named, order, rows_of, way
+from benchmarks.markdown import shape
+from benchmarks.measured import Place, collect, place
+from benchmarks.training_tables import exponent, training_groups
+from depthzoo import weights
+
+Found = tuple[dict[str, Any], dict[str, str]]
+# Backends that compute what the weights' card was measured with.
+TORCH = ("eager", "channels_last", "compile")
+
+
+def slug(where: Place) -> str:
+    """A place as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", where[1].lower()).strip("-")
+
+
+def abs_rels(results: Path) -> dict[tuple[str, str], float]:
+    """AbsRel on the test split of each model with a card: of "torch", and of "fp32", "fp16", "int8" as exported."""
+    known = {}
+    exported = load(results, "export_accuracy.json").get("models", {})
+    for name in weights.models_with_weights():
+        card = weights.card(name)
+        known[name, "torch"] = float(card["metrics"]["per_image"]["abs_rel"])
+        report = exported.get(name, {})
+        if report.get("weights") == card["file"]:
+            known |= {(name, key): row["abs_rel"] for key, row in report["rows"].items() if key != "torch"}
+    return known
+
+
+def accuracy(results: Path) -> Found:
+    """AbsRel against the file's size, and on each machine against latency and memory at the weights' own size."""
+    known, found, missing = abs_rels(results), {}, {}
+    files = []
+    exported = load(results, "export_accuracy.json").get("models", {})
+    for (name, kind), error in known.items():
+        nbytes = weights.card(name)["bytes"] if kind == "torch" else exported[name]["rows"][kind]["bytes"]
+        what = "safetensors" if kind == "torch" else f"ONNX {kind}"
+        files.append({"model": name, "way": what, "abs_rel": error, "x": nbytes / 1e6})
+    if files:
+        found["size"] = {"title": "NYU Depth V2, 654 test images", "panels": {"size of the file (MB)": files}}
+    else:
+        missing["size"] = "no model has a card"
+    places: dict[Place, list[dict[str, Any]]] = {}
+    for (where, _, batch), runs in latency_groups(results).items():
+        if batch == 1:
+            places.setdefault(where, []).extend(rows_of(runs))
+    for where, rows in places.items():
+        points = [point for row in rows for point in on_plot(row, known)]
+        panels = {
+            "latency of one picture (ms)": [point | {"x": point["median"]} for point in points],
+            "peak memory (MiB)": [
+                point | {"x": point["peak_memory"] / 2**20} for point in points if point["peak_memory"]
+            ],
+        }
+        panels = {axis: each for axis, each in panels.items() if each}
+        if panels:
+            found[slug(where)] = {"title": where[1], "panels": panels}
+        else:
+            sizes = sorted({shape(weights.card(name)["size"]) for name in weights.models_with_weights()})
+            missing[slug(where)] = f"no latency at the weights' own size ({', '.join(sizes)}), batch 1"
+    if not places:
+        missing["latency"] = "no latency of batch 1 has been measured"
+    return found, missing
+
+
+def on_plot(row: Mapping[str, Any], known: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
+    """A row of latency with the accuracy that belongs to it, if that was measured and is of the same size."""
+    name, (backend, precision) = row["model"], way(row)
+    kind = precision
+    if backend in TORCH:
+        kind = "torch" if precision == "fp32" else "none"
+    if row.get("peer") or (name, kind) not in known or row["size"] != weights.card(name)["size"]:
+        return []
+    about = {"model": name, "way": named(way(row)), "abs_rel": known[name, kind]}
+    return [about | {"median": row["median"], "peak_memory": row.get("peak_memory")}]
+
+
+def latency(results: Path) -> Found:
+    """A bar for each model and way, of each machine, size and batch."""
+    found: dict[str, Any] = {}
+    for (where, asked, batch), runs in latency_groups(results).items():
+        rows = sorted(rows_of(runs), key=lambda row: order(way(row)))
+        bars = [
+            {"model": row["model"] if asked != "native" else f"{row['model']} {shape(row['size'])}"}
+            | {"peer": bool(row.get("peer")), "way": named(way(row)), "floor": row.get("floor")}
+            | {key: row[key] for key in ("median", "quickest", "slowest")}
+            for row in rows
+            if row["batch"] == batch
+        ]
+        at = "each at its own size" if asked == "native" else asked
+        title = f"Latency, {at}, batch {batch}\n{where[1]}"
+        if bars:
+            found[f"{slug(where)}.{asked}.{batch}"] = {"title": title, "bars": bars}
+    return found, {} if found else {"480x640.1": "no latency has been measured"}
+
+
+def training(results: Path) -> Found:
+    """Images per second and memory of each model and way, on each machine."""
+    found: dict[str, Any] = {}
+    for (where, at), runs in training_groups(results).items():
+        bars = [
+            {"model": row["model"], "way": f"{row['way']}, batch {row['batch']}"}
+            | {key: row.get(key) for key in ("images_per_s", "peak_memory")}
+            for run in runs
+            for row in run["rows"]
+        ]
+        if bars:
+            found[f"{slug(where)}.{at}"] = {"title": f"Training at {at}\n{where[1]}", "bars": bars}
+    return found, {} if found else {"throughput": "no training has been measured"}
+
+
+def scaling(results: Path) -> Found:
+    """Curves of images per second, a panel for each of what was varied, on each machine."""
+    found: dict[str, Any] = {}
+    for run in collect(results, "scaling"):
+        where = place(run)
+        figure = found.setdefault(slug(where), {"title": f"Throughput\n{where[1]}", "panels": {}})
+        points = sorted((row["value"], row["images_per_s"]) for row in run["rows"])
+        slope = exponent(run["rows"])
+        curve = {"model": run["model"], "points": points, "exponent": slope and round(slope, 2)}
+        figure["panels"].setdefault(run["over"], []).append(curve)
+    return found, {} if found else {"curves": "no scaling has been measured"}
+
+
+GATHER: Mapping[str, Callable[[Path], Found]] = {
+    "accuracy": accuracy,
+    "latency": latency,
+    "training": training,
+    "scaling": scaling,
+}

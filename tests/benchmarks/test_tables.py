@@ -1,0 +1,177 @@
+"""The generated tables against literals, for result files of a machine that does not exist."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy_tables, latency_tables, markdown, training_tables
+from benchmarks.readme import gpu
+
+SOURCE = (
+    "<sub>Z80, 2 threads, load before 0.2; depthzoo 0.1.0, python 3.11.7, torch 2.15.0; commit 0123456+; "
+    "`python benchmarks/{}`</sub>"
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1234, "0.123"),
+        (0.01234, "0.012"),
+        (1.234, "1.23"),
+        (99.96, "100.0"),
+        (123.4, "123"),
+        (12345.6, "12,346"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert markdown.number(value) == text
+    assert markdown.number(None) == ""
+
+
+def test_a_row_has_a_cell_for_each_column() -> None:
+    assert markdown.table(["a", "b"], [["x", ""]]) == "| a | b |\n|---|--:|\n| x | |"
+    with pytest.raises(ValueError, match="1 cells under 2 columns"):
+        markdown.table(["a", "b"], [["x"]])
+
+
+def test_bytes_of_files_and_of_memory() -> None:
+    assert markdown.size(52_657_100) == "52.7 MB" and markdown.size(1.5e9) == "1.50 GB"
+    assert markdown.memory(300 * 2**20) == "300 MiB" and markdown.memory(3 * 2**30) == "3.00 GiB"
+
+
+def test_latency(made_results: Path) -> None:
+    text = latency_tables.latency(made_results)
+    expected = (
+        "**Z80, 2 threads, 480x640, batch 1**, median milliseconds\n\n"
+        "| model | parameters | GFLOP | eager | onnxruntime | onnxruntime int8 |\n"
+        "|---|--:|--:|--:|--:|--:|\n"
+        "| `unet_mobilenet_v3` | 3.5M | 4.92 | 100 | 50.0 | 20.0 |\n"
+        "| *smp Unet(resnet50)* | 32.5M | 71.0 | 800 | | |\n\n"
+        "Not measured: compile (no compiler).\n\n"
+    )
+    assert text.startswith(expected)
+    assert (
+        "| `unet_mobilenet_v3` | onnxruntime | 50.0 | 45.0 to 75.0 | 30 | 250 | 80.0 | 20.0 | 300 MiB | 25.0 | 50% |"
+    ) in text
+    # No floor was measured for INT8.
+    assert "| onnxruntime int8 | 20.0 | 18.0 to 30.0 | 30 | 250 | | 50.0 | 300 MiB | | |" in text
+    assert SOURCE.format("latency.py --size 480x640") in text and "192x256, batch 1**" in text
+    assert "197 GFLOP/s in fp32 (numpy); copy 12.0 GB/s" in text
+    assert text.endswith("Not measured yet on a GPU.")
+
+
+def test_what_one_gpu_measured_stands_apart_from_another(gpu_results: Path) -> None:
+    text = latency_tables.latency(gpu_results)
+    assert "**Voodoo 2, 480x640, batch 1**" in text and "**Voodoo 3, 480x640, batch 1**" in text
+    assert "| `unet_mobilenet_v3` | 3.5M | 4.92 | 10.0 | 5.00 | 2.00 |" in text
+    assert "<sub>Voodoo 2, driver 580.1, CUDA 13.0, cuDNN 91300, load before 0.2; " in text
+    assert "Not measured yet" not in text
+
+
+def test_a_smaller_batch_than_asked_for_is_said(made_results: Path) -> None:
+    path = made_results / "latency.cpu.json"
+    stored = json.loads(path.read_text())
+    run = stored["runs"][0] | {"batch": 16}
+    for row in run["rows"]:
+        row["batch"] = 16
+    run["rows"][0]["batch"] = 8
+    path.write_text(json.dumps({"runs": [run]}))
+    text = latency_tables.latency(made_results)
+    assert "| eager (batch 8) |" in text and text.count("(batch 8)") == 1
+    # GFLOP are of the whole batch in the file, of a picture in the table.
+    assert (
+        "| `unet_mobilenet_v3` | 3.5M | 0.307 |" in text or "| `unet_mobilenet_v3` | 3.5M | 0.615 |" in text
+    )
+
+
+def test_peers_are_held_against_the_zoo_in_the_same_run(made_results: Path) -> None:
+    text = latency_tables.peers(made_results)
+    assert "| *smp Unet(resnet50)* | 480x640 | 800 | 8.0 | 16.0 | 40.0 |" in text
+    assert "| peer | input | eager ms | `unet_mobilenet_v3` eager | `unet_mobilenet_v3` onnxruntime |" in text
+    path = made_results / "latency.cpu.json"
+    stored = json.loads(path.read_text())
+    for run in stored["runs"]:
+        run["rows"] = [row for row in run["rows"] if not row["peer"]]
+    path.write_text(json.dumps(stored))
+    assert latency_tables.peers(made_results) == "Not measured yet."
+
+
+def test_the_summary_has_one_size(made_results: Path) -> None:
+    text = latency_tables.summary(made_results)
+    assert text.count("**") == 2 and "480x640, batch 1" in text and "| *smp Unet(resnet50)* |" in text
+
+
+def test_training(made_results: Path) -> None:
+    assert training_tables.training(made_results) == (
+        "**Z80, 2 threads, 96x128**\n\n"
+        "| model | way | batch | in | images/s | lowest to highest | of the floor | memory "
+        "| times the seed's images/s | of its memory |\n"
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "| `unet` | seed | 4 | fp32 | 2.00 | 1.00 to 9.00 | | 4.00 GiB | | |\n"
+        "| `unet` | ours | 4 | fp32 | 7.00 | 1.00 to 9.00 | | 1.00 GiB | 3.50 | 0.25 |\n\n"
+        "Memory by resident set.\n\n" + SOURCE.format("training.py") + "\n\nNot measured yet on a GPU."
+    )
+
+
+def test_largest_batch(made_results: Path) -> None:
+    assert training_tables.largest_batch(made_results) == (
+        "**Z80, 2 threads, 96x128**\n\n"
+        "| model | 16 GB | 16 GB, recompute | 80 GB | 80 GB, recompute |\n"
+        "|---|--:|--:|--:|--:|\n"
+        "| `unet` | 16\\* | 32\\* | 80\\* | 160\\* |\n\n"
+        "\\* counted from the tensors that a step makes and holds, not tried out.\n\n"
+        + SOURCE.format("training.py")
+    )
+
+
+def test_scaling_and_its_exponents(made_results: Path) -> None:
+    text = training_tables.scaling(made_results)
+    assert (
+        "| pixels | 1,000 | 2,000 | 4,000 | exponent |\n"
+        "|---|--:|--:|--:|--:|\n"
+        "| images/s | 8.00 | 4.00 | 2.00 | -1.00 |\n"
+    ) in text
+    assert "| images/s | 3.00 | 3.00 | 3.00 | +0.00 |" in text
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms() -> None:
+    rows = [{"value": value, "images_per_s": 5 * value**0.7} for value in (1, 2, 3, 8)]
+    slope = training_tables.exponent(rows)
+    assert slope is not None and math.isclose(slope, 0.7)
+    assert training_tables.exponent(rows[:1]) is None
+
+
+def test_nothing_measured_says_so(tmp_path: Path) -> None:
+    both = "Not measured yet on a CPU.\n\nNot measured yet on a GPU."
+    for table in (
+        latency_tables.latency,
+        latency_tables.predictor,
+        training_tables.training,
+        training_tables.scaling,
+    ):
+        assert table(tmp_path) == both
+    for table in (latency_tables.summary, latency_tables.peers, training_tables.largest_batch):
+        assert table(tmp_path) == "Not measured yet."
+    for table in (accuracy_tables.export_accuracy, accuracy_tables.overfit):
+        assert table(tmp_path) == "Not measured yet."
+
+
+def test_figures_of_a_gpu_are_owed_until_there_are_some(made_results: Path, tmp_path: Path) -> None:
+    owed = "GPU figures are not measured yet: `benchmarks/gpu.sh` measures them on a machine that has one."
+    assert gpu(made_results) == gpu(tmp_path) == owed
+
+
+def test_of_a_gpu_only_what_was_measured_is_claimed(gpu_results: Path) -> None:
+    text = gpu(gpu_results)
+    assert text == (
+        "Measured on a GPU: latency (Voodoo 2, Voodoo 3). Not measured yet: training, scaling, predictor."
+    )
+
+
+def test_a_broken_result_file_is_named(made_results: Path) -> None:
+    (made_results / "training.cpu.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"training.cpu.json: not a result file"):
+        training_tables.training(made_results)
