@@ -414,6 +414,7 @@ def interleave(
     seconds: float = 30,
     first: Mapping[str, float] | None = None,
     pause: float = 0,
+    clock: Callable[[Callable[[], object]], float] = milliseconds,
 ) -> dict[str, Latency]:
     """Times several things in turn, so that whatever else the machine does meets all of them alike.
 
@@ -423,8 +424,9 @@ def interleave(
         seconds: no new round starts after this time, once three are done.
         first: milliseconds of the first calls, where they came before.
         pause: seconds before each call, for another library's idle threads: they spin before they sleep.
+        clock: makes a call and returns its milliseconds.
     """
-    first = first or {name: milliseconds(run) for name, run in runs.items()}
+    first = first or {name: clock(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(rounds + 1):
@@ -432,7 +434,7 @@ def interleave(
             break
         for name, run in runs.items():
             time.sleep(pause)
-            times[name].append(milliseconds(run))
+            times[name].append(clock(run))
     return {
         name: Latency(first[name], statistics.median(each), min(each), max(each), len(each))
         for name, (_, *each) in times.items()
