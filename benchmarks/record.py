@@ -125,4 +125,4 @@ def is_stored(path: Path, run: Mapping[str, Any], keys: Sequence[str]) -> bool:
 def identity(run: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The device and the settings of a run, as text."""
     where = run["machine"].get("gpu") or run["machine"]["processor"]
-    return json.dumps([where, run["machine"]["threads"], [run.get(key) for key in keys]])
+    return json.dumps([where, run["machine"]["threads"], [run.get(key) for key in keys]], sort_keys=True)
