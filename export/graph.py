@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
@@ -110,6 +111,32 @@ def infer_shapes(model: onnx.ModelProto) -> None:
     """Writes the shapes of all tensors anew, from those of the inputs."""
     del model.graph.value_info[:]
     model.CopyFrom(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
+
+
+def part_logits(model: onnx.ModelProto) -> None:
+    """Puts a Squeeze and an Unsqueeze behind each head of one channel that is then resized.
+
+    onnxruntime's convolutions on a CPU work in blocks of 16 channels (8 on some) and hand blocks to what follows: the
+    resizing and the sigmoid would compute all 16. A reshaping ends the blocks; elsewhere it costs nothing.
+    """
+    weights = initializers(model)
+    heads = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Conv" and weights[node.input[1]].dims[0] == 1
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type == "Resize" and (logits := node.input[0]) in heads:
+            plane, apart = f"{logits}_plane", f"{logits}_apart"
+            nodes.append(onnx.helper.make_node("Squeeze", [logits, "channel_axis"], [plane], plane))
+            nodes.append(onnx.helper.make_node("Unsqueeze", [plane, "channel_axis"], [apart], apart))
+            node.input[0] = apart
+        nodes.append(node)
+    if len(nodes) > len(model.graph.node):
+        axis = onnx.numpy_helper.from_array(np.array([1], np.int64), "channel_axis")
+        model.graph.initializer.append(axis)
+        replace_nodes(model, nodes)
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -28,7 +28,16 @@ try:
     from depthzoo.registry import MODELS, create_model
     from export import latency
     from export.facts import describe, working_size, write_facts
-    from export.graph import MULTIPLE, OPSETS, ExportError, check_path, fix_size, trace, write
+    from export.graph import (
+        MULTIPLE,
+        OPSETS,
+        ExportError,
+        check_path,
+        fix_size,
+        part_logits,
+        trace,
+        write,
+    )
     from export.half import as_on_gpu, to_half
     from export.int8 import FRAMES, calibrated
     from export.parity import Parity, compare, eager, shapes_to_compare
@@ -133,6 +142,8 @@ def finish(
         graph, facts["calibration"] = calibrated(
             graph, pictures, working, exact=size is not None, frames=FRAMES
         )
+    if precision == "fp32":
+        part_logits(graph)
     if uint8:
         take_bytes(graph, working, exact=size is not None)
     write_facts(graph, facts)
