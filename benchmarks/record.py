@@ -97,12 +97,11 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
         ValueError: no such file of ours.
     """
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return list(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: not a result file: expected JSON with "runs"') from error
-    return list(runs)
 
 
 def store_run(path: Path, run: Mapping[str, Any], keys: Sequence[str]) -> None:
