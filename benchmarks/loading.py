@@ -3,17 +3,17 @@
     python benchmarks/loading.py --mat nyu_depth_v2_labeled.mat --data DIR
 
 DIR are shards of the same frames, made by ``python -m train.prepare nyu-labelled ... --size 240x320``. All ways end in
-augmented batches of the asked size, with every augmentation on, and take turns. The file is read as one would without
-this project, opened once: frames that are augmented from their full resolution, and frames that are first resized to
-the size of the stored ones. The quicker of the two is the reference. The same by the processes of a torch DataLoader is
-measured beside them.
+augmented batches of the asked size on the device, with every augmentation on, and take turns. The file is read as one
+would without this project, opened once: frames that are augmented from their full resolution, and frames that are first
+resized to the size of the stored ones. The quicker of the two is the reference. The same by the processes of a torch
+DataLoader is measured beside them. Without the file the shards are compared with each other, those decoded anew each
+time being the reference; without DIR they are of rendered rooms.
 """
 
 import argparse
 import dataclasses
 import itertools
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,21 +30,21 @@ if not __package__:
 
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
-import PIL  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.data import DataLoader, RandomSampler  # noqa: E402
 
 from benchmarks.mat_file import MatFile  # noqa: E402
-from depthzoo.data.shards import ShardDataset, write_json  # noqa: E402
+from benchmarks.record import RESULTS, facts, read_runs, store_run  # noqa: E402
+from benchmarks.sample_set import frames_of  # noqa: E402
+from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.augment import augment  # noqa: E402
-from train.cards import commit, versions  # noqa: E402
 from train.config import AugmentConfig  # noqa: E402
 from train.loading import Batch, SampleStream, open_frames, sample_draws  # noqa: E402
 from train.streaming import ShardStream  # noqa: E402
 
-RESULT = ROOT / "benchmarks" / "results" / "loading.json"
+SETTINGS = ("size", "batch", "mat", "shards")
 FULL = AugmentConfig(
     flip=True,
     zoom=(0.95, 1.3),
@@ -61,6 +61,8 @@ KINECT_FOCAL, KINECT_WIDTH = 518.86, 640
 WORKERS = 4  # threads that decode shards
 WARM_BATCHES = 5  # of each round, not timed: what was read ahead since the last one is used up
 ALONE = ("mat, full resolution", "mat, resized")
+DECODED = "shards, cache none"
+ROOMS = 64
 PROCESSES = " processes"  # in the name of a case
 PAUSE_SECONDS = 0.3  # for what is still being read ahead when a case's turn ends
 
@@ -94,26 +96,36 @@ def in_order(stream: SampleStream | ShardStream, batch: int) -> Batches:
         position += batch
 
 
-def cases(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Batches], dict[str, float]]:
-    """What is timed, by name, and the seconds that some take once, before the first batch."""
-    data = ShardDataset(args.data, "train")
+def cases(
+    args: argparse.Namespace, folder: Path, device: torch.device
+) -> tuple[dict[str, Batches], dict[str, float], dict[str, str]]:
+    """What is timed, by name; the seconds that some take once, before the first batch; what is missing, and why."""
+    data = ShardDataset(folder, "train")
     height, width = data[0][1].shape
-    whole, small = MatFile(args.mat, None), MatFile(args.mat, (height, width))
-    found = {
-        ALONE[0]: at_random(whole, args.batch),
-        ALONE[1]: at_random(small, args.batch),
-        f"mat, resized by {args.processes}{PROCESSES}": at_random(small, args.batch, args.processes),
-    }
-    once = {}
-    for cache in ("none", "ram", "device")[: 3 if device.type == "cuda" else 2]:
+    found: dict[str, Batches] = {}
+    missing: dict[str, str] = {}
+    once: dict[str, float] = {}
+    processes = f"mat, resized by {args.processes}{PROCESSES}"
+    if args.mat is None:
+        missing |= dict.fromkeys((*ALONE, processes), "no --mat")
+    else:
+        whole, small = MatFile(args.mat, None), MatFile(args.mat, (height, width))
+        found[ALONE[0]] = at_random(whole, args.batch)
+        found[ALONE[1]] = at_random(small, args.batch)
+        found[processes] = at_random(small, args.batch, args.processes)
+    for cache in ("none", "ram", "device"):
+        name = f"shards, cache {cache}"
+        if cache == "device" and device.type != "cuda":
+            missing[name] = "the memory of a CPU is the machine's: it is cache ram"
+            continue
         started = time.perf_counter()
         frames = open_frames(data, cache, device, WORKERS, progress=False)
-        once[f"shards, cache {cache}"] = time.perf_counter() - started
+        once[name] = time.perf_counter() - started
         stream = SampleStream(frames, 0, ahead=args.batch if cache == "none" else 0)
-        found[f"shards, cache {cache}"] = in_order(stream, args.batch)
-    url = Path(os.path.abspath(args.data)).as_uri()
+        found[name] = in_order(stream, args.batch)
+    url = Path(os.path.abspath(folder)).as_uri()
     found["shards, streamed"] = in_order(ShardStream(url, "train", 0, workers=WORKERS), args.batch)
-    return found, once
+    return found, once, missing
 
 
 def time_in_turns(runs: Mapping[str, Callable[[], Speed]], rounds: int) -> dict[str, list[Speed]]:
@@ -143,52 +155,35 @@ def speed(batches: Batches, count: int, size: tuple[int, int], batch: int, devic
     return Speed(frames / (after - before), 1000 * (busy_after - busy_before) / frames)
 
 
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def real_time() -> bool:
     """Whether this process goes before all others, so that the load of the machine says little."""
     return hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
     """All figures.
 
     Raises:
         ValueError: for a file or a data set that is not what was expected.
     """
-    device = select_device(args.device)
-    batches, once = cases(args, device)
+    described = facts(device, ("h5py", "numpy", "pillow"))
+    described["machine"]["real_time_priority"] = real_time()
+    batches, once, missing = cases(args, folder, device)
     runs = {
         name: partial(speed, each, args.frames, args.size, args.batch, device)
         for name, each in batches.items()
     }
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     rounds = time_in_turns(runs, args.rounds)
     medians = {name: statistics.median(one.frames_per_s for one in each) for name, each in rounds.items()}
-    reference = max(ALONE, key=medians.__getitem__)
-    with h5py.File(args.mat, "r") as file:
-        images = file["images"]
-        mat = {
-            "frames": images.shape[0],
-            "shape": list(images.shape[1:]),
-            "chunks": images.chunks and list(images.chunks),
-            "compression": images.compression,
-        }
-    data = ShardDataset(args.data, "train")
-    return {
+    reference = max(ALONE, key=medians.__getitem__) if args.mat else DECODED
+    data = ShardDataset(folder, "train")
+    return described | {
         "question": "augmented frames per second from the .mat file at random, and from shards",
         "size": list(args.size),
         "batch": args.batch,
         "frames_per_round": args.frames,
         "augmentation": dataclasses.asdict(FULL),
-        "mat": mat,
+        "mat": None if args.mat is None else layout(args.mat),
         "shards": {"frames": len(data), "size": list(data[0][1].shape), "workers": WORKERS},
         "cases": {
             name: {
@@ -206,26 +201,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for name, each in rounds.items()
         },
         "reference": reference,
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            "load_before": load,
-            "real_time_priority": real_time(),
-        },
-        "versions": {
-            **versions(),
-            "h5py": h5py.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
-        "commit": commit(),
-        # Paths say nothing elsewhere.
-        "command": f"python benchmarks/loading.py --mat {args.mat.name} --data {args.data.name} --frames {args.frames} "
-        f"--size {args.size[0]}x{args.size[1]} --batch {args.batch} --rounds {args.rounds} "
-        f"--processes {args.processes}",
+        "missing": missing,
     }
+
+
+def layout(path: Path) -> dict[str, Any]:
+    """How the pictures lie in the file."""
+    with h5py.File(path, "r") as file:
+        images = file["images"]
+        return {
+            "frames": images.shape[0],
+            "shape": list(images.shape[1:]),
+            "chunks": images.chunks and list(images.chunks),
+            "compression": images.compression,
+        }
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -238,14 +227,17 @@ def table(figures: dict[str, Any]) -> str:
             f"{name:<32}{case['frames_per_s']:>8.1f}{case['lowest']:>8.1f}{case['highest']:>9.1f}"
             f"{case['times_reference']:>7.2f}{busy:>8}{mark}"
         )
+    lines += [f"not measured: {name}: {reason}" for name, reason in figures["missing"].items()]
     return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command."""
     main = argparse.ArgumentParser(prog="loading", description=(__doc__ or "").splitlines()[0])
-    main.add_argument("--mat", type=Path, required=True, metavar="FILE", help="nyu_depth_v2_labeled.mat")
-    main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards of the same frames")
+    main.add_argument("--mat", type=Path, metavar="FILE", help="nyu_depth_v2_labeled.mat")
+    main.add_argument(
+        "--data", type=Path, metavar="DIR", help="shards of the same frames (default: rendered rooms)"
+    )
     main.add_argument("--size", type=parse_size, default=(240, 320), metavar="HxW", help="of what comes out")
     main.add_argument("--frames", type=int, default=320, metavar="N", help="of each case in each round")
     main.add_argument("--batch", type=int, default=16, metavar="N")
@@ -254,7 +246,9 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=int, default=2, metavar="N", help="that read the file for a torch DataLoader"
     )
     main.add_argument("--device", metavar="cpu|cuda", help="where batches are augmented")
-    main.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="of the JSON")
+    main.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: benchmarks/results/loading.DEVICE.json)"
+    )
     return main
 
 
@@ -263,11 +257,17 @@ def run(args: argparse.Namespace) -> int:
     for name in ("frames", "batch", "rounds", "processes"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
-    figures = measure(args)
+    if args.mat and not args.data:
+        raise ValueError("--mat needs --data, shards of the same frames")
+    device = select_device(args.device)
+    out = args.out or RESULTS / f"loading.{device.type}.json"
+    read_runs(out)
+    with frames_of(args.data, ROOMS, splits=("train",)) as folder:
+        figures = measure(args, folder, device)
     print(table(figures))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, figures)
-    print(f"all figures in {args.out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    store_run(out, figures, SETTINGS)
+    print(f"all figures in {out}")
     return 0
 
 

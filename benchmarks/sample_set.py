@@ -3,7 +3,7 @@
 import io
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,25 @@ ROOMS_TERMS = "synthetic"
 
 
 @contextmanager
-def frames_of(data: Path | None, count: int, stored: tuple[int, int] = STORED) -> Iterator[Path]:
+def frames_of(
+    data: Path | None,
+    count: int,
+    stored: tuple[int, int] = STORED,
+    splits: Sequence[str] = ("train", "val"),
+) -> Iterator[Path]:
     """The folder of a data set: the given one, or one of synthetic rooms while the context lasts.
 
     Args:
         data: a data set of ``train.prepare``, or None.
         count: train frames of the rooms.
         stored: (H, W) of the rooms.
+        splits: that ``data`` must have.
 
     Raises:
-        DatasetError: ``data`` is no data set with train and val frames.
+        DatasetError: ``data`` is no data set, or lacks one of the splits.
     """
     if data is not None:
-        for split in ("train", "val"):
+        for split in splits:
             ShardDataset(data, split)
         yield data
         return

@@ -14,7 +14,6 @@ goes on from there.
 
 import argparse
 import functools
-import math
 import sys
 import tempfile
 import time
@@ -38,7 +37,7 @@ from benchmarks.largest_batch import GIB, free_unused, is_memory, largest_rows  
 from benchmarks.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
 from benchmarks.sample_set import about, frames_of, recipe  # noqa: E402
 from benchmarks.seed_loop import write_files  # noqa: E402
-from benchmarks.ways import WAYS, Step, Work, start  # noqa: E402
+from benchmarks.ways import TURN_SECONDS, WAYS, Step, Work, start, steps_in_turn, turn  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, list_models  # noqa: E402
@@ -51,7 +50,6 @@ CARDS = (16, 24, 80)  # GB, counted as 2**30 as makers do
 CPU_SIZE = (96, 128)
 FRAMES = 24
 WARM_STEPS = 2
-TURN_SECONDS = {"cpu": 0.0, "cuda": 0.5}  # of steps in a turn, at least one step
 ROUNDS = 15
 SETTINGS = ("stage", "model", "size", "asked", "precision", "data")
 HEAD = (
@@ -90,7 +88,7 @@ def speed_rows(
                 missing[name] = "out of memory"
                 free_unused()
                 continue
-            count = max(1, min(100, math.floor(TURN_SECONDS[device.type] / each)))
+            count = steps_in_turn(each, device)
             turns[name], first[name] = turn(step, count, device), 1000 * once
             floor = ceiling.floor(flop / 1e9, 0, work.arithmetic())
             rows[name] = {
@@ -161,18 +159,6 @@ def warm_up(work: Work, out: Path, device: torch.device) -> tuple[Step, float, f
         turn(step, 1, device)()
         times.append(time.perf_counter() - started)
     return step, times[0], times[-1]
-
-
-def turn(step: Step, count: int, device: torch.device) -> Step:
-    """So many steps, and their work done."""
-
-    def run() -> None:
-        for _ in range(count):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
 
 
 def count_flop(step: Step) -> int:

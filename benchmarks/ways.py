@@ -1,5 +1,6 @@
 """The ways of training that are held against each other, each as a function that does one step."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from benchmarks.sample_set import recipe, start_run
 from benchmarks.seed_loop import InMemory, PictureFiles, SeedLoop
 
 WAYS = ("seed", "seed from memory", "ours")
+# Seconds of steps that are timed together, at least one step: a GPU works on while the next are prepared.
+TURN_SECONDS = {"cpu": 0.0, "cuda": 0.5}
 
 Step = Callable[[], object]
 
@@ -67,3 +70,20 @@ def start(work: Work, out: Path) -> Step:
         return step()
 
     return run
+
+
+def turn(step: Step, count: int, device: torch.device) -> Step:
+    """So many steps, and their work done."""
+
+    def run() -> None:
+        for _ in range(count):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def steps_in_turn(seconds: float, device: torch.device) -> int:
+    """How many steps that take so long are timed together."""
+    return max(1, min(100, math.floor(TURN_SECONDS[device.type] / seconds)))

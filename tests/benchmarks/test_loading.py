@@ -108,10 +108,10 @@ def test_everything_it_writes(
     ]
     arguments += ["--processes", 1, "--device", "cpu", "--out", out]
     assert command(loading.parser(), loading.run, [str(argument) for argument in arguments]) == 0
-    figures = json.loads(out.read_text())
+    (figures,) = json.loads(out.read_text())["runs"]
     assert set(figures) == {
         "question", "size", "batch", "frames_per_round", "augmentation", "mat", "shards", "cases", "reference",
-        "machine", "versions", "commit", "command",
+        "missing", "machine", "versions", "commit", "command",
     }  # fmt: skip
     assert list(figures["cases"]) == [
         "mat, full resolution", "mat, resized", "mat, resized by 1 processes", "shards, cache none",
@@ -120,6 +120,9 @@ def test_everything_it_writes(
     for name, case in figures["cases"].items():
         assert (case["cpu_ms_per_frame"] is None) == ("processes" in name)
         assert 0 < case["lowest"] <= case["frames_per_s"] <= case["highest"] and case["rounds"] == 2
+    assert figures["missing"] == {
+        "shards, cache device": "the memory of a CPU is the machine's: it is cache ram"
+    }
     reference = figures["cases"][figures["reference"]]
     assert figures["reference"] in loading.ALONE and reference["times_reference"] == 1
     assert reference["frames_per_s"] == max(figures["cases"][name]["frames_per_s"] for name in loading.ALONE)
@@ -136,6 +139,40 @@ def test_everything_it_writes(
     assert printed.count("reference") == 1 and all(name in printed for name in figures["cases"])
 
 
+def run(*arguments: object) -> int:
+    return command(loading.parser(), loading.run, [str(argument) for argument in arguments])
+
+
+def test_without_the_file_shards_are_compared_with_each_other(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "PAUSE_SECONDS", 0)
+    flags = ["--data", shards, "--size", "32x32", "--frames", 2, "--batch", 2, "--rounds", 1]
+    assert run(*flags, "--device", "cpu", "--out", tmp_path / "loading.json") == 0
+    (figures,) = json.loads((tmp_path / "loading.json").read_text())["runs"]
+    assert figures["reference"] == "shards, cache none" and figures["mat"] is None
+    assert list(figures["cases"]) == ["shards, cache none", "shards, cache ram", "shards, streamed"]
+    assert figures["cases"]["shards, cache none"]["times_reference"] == 1
+    assert "not measured: mat, resized: no --mat" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_frames_lie_on_the_device(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[torch.device] = []
+    augment = loading.augment
+
+    def noticed(batch: loading.Batch, *rest: object) -> object:
+        held.append(batch.image.device)
+        return augment(batch, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loading, "augment", noticed)
+    flags = ["--data", shards, "--size", "32x32", "--frames", 2, "--batch", 2, "--rounds", 1]
+    assert run(*flags, "--device", "cuda", "--out", tmp_path / "loading.json") == 0
+    (figures,) = json.loads((tmp_path / "loading.json").read_text())["runs"]
+    assert "shards, cache device" in figures["cases"] and figures["machine"]["gpu"]
+    assert {device.type for device in held} == {"cpu", "cuda"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -144,6 +181,7 @@ def test_everything_it_writes(
         (["--mat", "empty.mat"], "empty.mat has no arrays images and depths"),
         (["--data", "nowhere"], "no data set at nowhere"),
         (["--rounds", "0"], "--rounds 0: expected at least 1"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
     ],
 )
 def test_bad_input_is_one_line(
