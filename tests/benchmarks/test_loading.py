@@ -107,7 +107,9 @@ def test_everything_it_writes(
         2,
     ]
     arguments += ["--processes", 1, "--device", "cpu", "--out", out]
-    assert command(loading.parser(), loading.run, [str(argument) for argument in arguments]) == 0
+    words = [str(argument) for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["benchmarks/loading.py", *words])
+    assert command(loading.parser(), loading.run, words) == 0
     (figures,) = json.loads(out.read_text())["runs"]
     assert set(figures) == {
         "question", "size", "batch", "frames_per_round", "augmentation", "mat", "shards", "cases", "reference",
