@@ -49,13 +49,14 @@ def facts(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Of one device: what it is, how many threads PyTorch takes, how busy the processor was before."""
+    """Of one device: what it is, PyTorch's threads, how busy the processor was before, and our priority there."""
     described: dict[str, Any] = {
         "device": device.type,
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "nice": os.nice(0) if hasattr(os, "nice") else None,
         "settings": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "KMP_"))},
     }
     if device.type == "cuda":

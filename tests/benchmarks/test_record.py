@@ -1,6 +1,7 @@
 """What stands beside the figures, and which run takes the place of which."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,5 +57,6 @@ def test_facts_name_machine_versions_commit_and_command(monkeypatch: pytest.Monk
     ]
     machine = found["machine"]
     assert machine["device"] == "cpu" and machine["threads"] == torch.get_num_threads()
+    assert machine["nice"] == os.getpriority(os.PRIO_PROCESS, 0)
     assert machine["processor"] and machine["settings"]["OMP_NUM_THREADS"] == "3" and "gpu" not in machine
     assert json.loads(json.dumps(found)) == found
