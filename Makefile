@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format readme clean
+.PHONY: help setup demo test test-slow check format bench readme clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -37,7 +37,18 @@ format: $(READY) ## rewrite to the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-readme: $(READY) ## regenerate the tables of README.md from the cards
+# Short settings; the results of this machine in benchmarks/results are replaced, those of others stay.
+bench: $(READY) ## measure what this machine can in under 15 minutes, into benchmarks/results, then plots and tables
+	$(BIN)/python benchmarks/latency.py --device cpu --models unet_resnet50 unet_mobilenet_v3 --peers all \
+	  --backends eager onnxruntime --sizes 480x640 native --rounds 10 --seconds 90
+	$(BIN)/python benchmarks/predictor.py --device cpu --rounds 15 --seconds 20
+	$(BIN)/python benchmarks/training.py --device cpu --models unet_mobilenet_v3 unet_resnet50 --seconds 40 --batches 4
+	$(BIN)/python benchmarks/scaling.py --device cpu --models unet_mobilenet_v3 --seconds 10 --rounds 3
+	$(BIN)/python benchmarks/loading.py --device cpu --frames 64 --rounds 3
+	$(BIN)/python benchmarks/plot.py
+	$(BIN)/python benchmarks/readme.py
+
+readme: $(READY) ## regenerate the tables of README.md and benchmarks/README.md from results and cards
 	$(BIN)/python benchmarks/readme.py
 
 clean: ## remove what make made, .venv too

@@ -187,7 +187,7 @@ def scaling(data: Data) -> Figure:
     panels: Mapping[str, Sequence[Data]] = data["panels"]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    names = sorted({curve["model"] for curves in panels.values() for curve in curves})
+    names = sorted({curve["name"] for curves in panels.values() for curve in curves})
     colours, markers = styles(names, COLOURS), styles(names, MARKERS)
     figure = Figure(figsize=(4.2 * columns + 2.4, 3.4 * lines + 0.5), layout="constrained")
     figure.suptitle(data["title"], **TITLE)
@@ -201,7 +201,7 @@ def scaling(data: Data) -> Figure:
             if ideal is not None and values[0] > 0:
                 perfect = [rates[0] * (value / values[0]) ** ideal for value in values]
                 axes.plot(values, perfect, "--", color=GREY, linewidth=1.2)
-            style = {"color": colours[curve["model"]], "marker": markers[curve["model"]]}
+            style = {"color": colours[curve["name"]], "marker": markers[curve["name"]]}
             axes.plot(values, rates, "-", **style)
         if all(value > 0 for curve in curves for value, _ in curve["points"]):
             logarithmic(axes)

@@ -54,12 +54,23 @@ def latency_groups(results: Path) -> dict[tuple[Place, str, int], list[dict[str,
 
 
 def rows_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of runs; of a (model, way, size) that several have, the last."""
-    found = {}
+    """The rows of runs. What several have measured of a model is taken from the one that has the most of it, so that
+    as many as possible of its rows are of one run; of equal ones, from the last.
+    """
+    blocks: dict[tuple[str, tuple[int, ...]], list[dict[Way, dict[str, Any]]]] = {}
     for run in runs:
+        of_run: dict[tuple[str, tuple[int, ...]], dict[Way, dict[str, Any]]] = {}
         for row in run["rows"]:
-            found[row["model"], way(row), tuple(row["size"])] = row
-    return list(found.values())
+            of_run.setdefault((row["model"], tuple(row["size"])), {})[way(row)] = row
+        for key, block in of_run.items():
+            blocks.setdefault(key, []).insert(0, block)
+    found: list[dict[str, Any]] = []
+    for each in blocks.values():
+        merged: dict[Way, dict[str, Any]] = {}
+        for block in sorted(each, key=len, reverse=True):
+            merged = block | merged
+        found += merged.values()
+    return found
 
 
 def headline(where: Place, asked: str, batch: int) -> str:

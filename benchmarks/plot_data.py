@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.accuracy_tables import load
 from benchmarks.latency_tables import latency_groups, named, order, rows_of, way
 from benchmarks.markdown import shape
-from benchmarks.measured import Place, collect, place
-from benchmarks.training_tables import exponent, training_groups
+from benchmarks.measured import Place
+from benchmarks.training_tables import scaling_groups, training_groups
 from depthzoo import weights
 
 Found = tuple[dict[str, Any], dict[str, str]]
@@ -120,13 +120,16 @@ def training(results: Path) -> Found:
 def scaling(results: Path) -> Found:
     """Curves of images per second, a panel for each of what was varied, on each machine."""
     found: dict[str, Any] = {}
-    for run in collect(results, "scaling"):
-        where = place(run)
+    for (where, over), runs in scaling_groups(results).items():
         figure = found.setdefault(slug(where), {"title": f"Throughput\n{where[1]}", "panels": {}})
-        points = sorted((row["value"], row["images_per_s"]) for row in run["rows"])
-        slope = exponent(run["rows"])
-        curve = {"model": run["model"], "points": points, "exponent": slope and round(slope, 2)}
-        figure["panels"].setdefault(run["over"], []).append(curve)
+        figure["panels"][over] = [
+            {
+                "name": f"{run['model']}, {run['what']}",
+                "points": sorted([row["value"], row["images_per_s"]] for row in run["rows"]),
+            }
+            for run in runs
+            if run["rows"]
+        ]
     return found, {} if found else {"curves": "no scaling has been measured"}
 
 

@@ -4,8 +4,7 @@ Each takes the folder of result files and gives Markdown; what has not been meas
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,37 +91,45 @@ def batch_cell(row: Row) -> str:
     return f"{row['batch']}{chr(92)}*" if row["by"] == "counted" else str(row["batch"])
 
 
-def exponent(rows: Sequence[Row]) -> float | None:
-    """Slope of log images/s over log value, by least squares: -1 for pixels is cost that grows with them, 1 for
-    processes is a perfect division of work. None for fewer than two values.
-    """
-    points = [(math.log(row["value"]), math.log(row["images_per_s"])) for row in rows if row["value"] > 0]
-    if len({x for x, _ in points}) < 2:
-        return None
-    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    across = sum((x - mean_x) ** 2 for x, _ in points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / across
+def scaling_groups(results: Path) -> dict[tuple[Place, str], list[dict[str, Any]]]:
+    """The curves of scaling, by place and by what varies."""
+    groups: dict[tuple[Place, str], list[dict[str, Any]]] = {}
+    for run in collect(results, "scaling"):
+        groups.setdefault((place(run), run["over"]), []).append(run)
+    return groups
 
 
 def scaling(results: Path) -> str:
-    """Images per second at each value, and the exponent."""
+    """Images per second at each value, and the exponents of cost."""
     parts = []
-    for run in collect(results, "scaling"):
-        slope = exponent(run["rows"])
-        parts.append(f"**{place(run)[1]}, over {run['over']}**, `{run['model']}`" + detail_of(run))
-        values = [f"{row['value']:,}" for row in run["rows"]]
-        rates = [number(row["images_per_s"]) for row in run["rows"]]
-        ending = "" if slope is None else f"{slope:+.2f}"
-        parts.append(table([run["over"], *values, "exponent"], [["images/s", *rates, ending]]))
-        parts.append(sources([run]))
+    for (where, over), runs in scaling_groups(results).items():
+        values = sorted({row["value"] for run in runs for row in run["rows"]})
+        lines = []
+        for run in runs:
+            rates = {row["value"]: number(row["images_per_s"]) for row in run["rows"]}
+            slopes = [run.get(key) for key in ("exponent", "exponent_at_the_end")]
+            cells = [f"`{run['model']}`", curve_about(run), *(rates.get(value, "") for value in values)]
+            lines.append(cells + ["" if slope is None else f"{slope:+.2f}" for slope in slopes])
+        parts.append(f"**{where[1]}, images/s over {over}**")
+        columns = [over, "", *(f"{value:,}" for value in values), "exponent", "at the end"]
+        parts.append(table(columns, lines, left=2))
+        missing = {
+            f"{run['model']}, {run['what']}, {what}": reason
+            for run in runs
+            for what, reason in run.get("missing", {}).items()
+        }
+        parts += [not_measured(missing)] if missing else []
+        parts.append(sources(runs))
     return "\n\n".join(parts + unmeasured(collect(results, "scaling")))
 
 
-def detail_of(run: Mapping[str, Any]) -> str:
-    """What else was set in a run of scaling."""
-    known = {"way": run.get("way"), "what": run.get("what"), "batch": run.get("batch")}
-    words = [str(value) if key != "batch" else f"batch {value}" for key, value in known.items() if value]
-    return ", " + ", ".join(words) if words else ""
+def curve_about(run: Mapping[str, Any]) -> str:
+    """What a curve is of, and what did not vary."""
+    words = [run["what"]]
+    words += [shape(run["size"])] if run.get("size") else []
+    words += [f"batch {run['batch']}"] if run.get("batch") else []
+    words += [f"from memory {number(run['from memory'])}"] if "from memory" in run else []
+    return ", ".join(words)
 
 
 def loaded(results: Path) -> list[dict[str, Any]]:
@@ -151,5 +158,6 @@ def loading(results: Path) -> str:
         parts.append(f"**{place(report)[1]}, {shape(report['size'])}, batches of {report['batch']}**{alone}")
         columns = ["source", "frames/s", "lowest to highest", "times the reference", "CPU ms per frame"]
         parts.append(table([*columns, "seconds once"], lines))
+        parts += [not_measured(report["missing"])] if report.get("missing") else []
         parts.append(sources([report]))
     return "\n\n".join(parts + unmeasured(loaded(results)))

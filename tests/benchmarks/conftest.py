@@ -116,13 +116,29 @@ def made_training() -> list[dict[str, Any]]:
 
 def made_scaling() -> list[dict[str, Any]]:
     """Throughput that falls as pixels grow, and does not care for the batch."""
-    about = made_facts("python benchmarks/scaling.py") | {"model": "unet"}
+    about = made_facts("python benchmarks/scaling.py") | {"model": "unet", "what": "training"}
+    rows = {
+        "pixels": [(1000, 8.0), (2000, 4.0), (4000, 2.0)],
+        "batch": [(1, 3.0), (2, 3.0)],
+        "workers": [(0, 50.0), (1, 60.0)],
+    }
+    points = {
+        over: [{"value": value, "images_per_s": rate} for value, rate in each] for over, each in rows.items()
+    }
+    pixels = about | {"over": "pixels", "size": None, "batch": 4, "rows": points["pixels"]}
+    batch = about | {"over": "batch", "size": [96, 128], "batch": None, "rows": points["batch"]}
+    loader = {
+        "model": "loader",
+        "what": "augmented batches",
+        "size": [96, 128],
+        "batch": 4,
+        "from memory": 70.0,
+    }
+    workers = about | loader | {"over": "workers", "rows": points["workers"]}
     return [
-        about | {"over": over, "rows": [{"value": value, "images_per_s": rate} for value, rate in points]}
-        for over, points in {
-            "pixels": [(1000, 8.0), (2000, 4.0), (4000, 2.0)],
-            "batch": [(1, 3.0), (2, 3.0), (4, 3.0)],
-        }.items()
+        pixels | {"exponent": 1.0, "exponent_at_the_end": 1.0, "missing": {}},
+        batch | {"exponent": 0.0, "exponent_at_the_end": 0.0, "missing": {"4": "out of memory"}},
+        workers | {"exponent": None, "exponent_at_the_end": None, "missing": {}},
     ]
 
 

@@ -1,7 +1,6 @@
 """The generated tables against literals, for result files of a machine that does not exist."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -129,19 +128,17 @@ def test_largest_batch(made_results: Path) -> None:
 
 def test_scaling_and_its_exponents(made_results: Path) -> None:
     text = training_tables.scaling(made_results)
-    assert (
-        "| pixels | 1,000 | 2,000 | 4,000 | exponent |\n"
-        "|---|--:|--:|--:|--:|\n"
-        "| images/s | 8.00 | 4.00 | 2.00 | -1.00 |\n"
-    ) in text
-    assert "| images/s | 3.00 | 3.00 | 3.00 | +0.00 |" in text
-
-
-def test_an_exponent_is_the_slope_of_the_logarithms() -> None:
-    rows = [{"value": value, "images_per_s": 5 * value**0.7} for value in (1, 2, 3, 8)]
-    slope = training_tables.exponent(rows)
-    assert slope is not None and math.isclose(slope, 0.7)
-    assert training_tables.exponent(rows[:1]) is None
+    assert text.startswith(
+        "**Z80, 2 threads, images/s over pixels**\n\n"
+        "| pixels |  | 1,000 | 2,000 | 4,000 | exponent | at the end |\n"
+        "|---|---|--:|--:|--:|--:|--:|\n"
+        "| `unet` | training, batch 4 | 8.00 | 4.00 | 2.00 | +1.00 | +1.00 |\n\n"
+        + SOURCE.format("scaling.py")
+    )
+    assert "| `unet` | training, 96x128 | 3.00 | 3.00 | +0.00 | +0.00 |" in text
+    assert "Not measured: unet, training, 4 (out of memory)." in text
+    assert "| `loader` | augmented batches, 96x128, batch 4, from memory 70.0 | 50.0 | 60.0 | | |" in text
+    assert text.endswith("Not measured yet on a GPU.")
 
 
 def test_nothing_measured_says_so(tmp_path: Path) -> None:

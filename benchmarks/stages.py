@@ -1,0 +1,211 @@
+"""What a machine with a GPU should run, as stages that each take less than ``LIMIT``: see benchmarks/gpu.sh."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.owed import RECIPES, WANTED, Wanted, first, length
+from benchmarks.record import RESULTS
+from depthzoo import weights as zoo_weights
+from depthzoo.data.shards import read_dataset
+
+LIMIT = 480.0  # seconds, those between asking a stage to stop and stopping it included
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: of the stage.
+        about: what it answers.
+        words: of the command, after Python.
+        product: file below the output folder that it leaves.
+        needs: what must be there: "data", or a file.
+        run: folder of a training, which goes on from its checkpoint when its time was up; else None.
+    """
+
+    name: str
+    about: str
+    words: tuple[str, ...]
+    product: str
+    needs: tuple[str | Path, ...] = ()
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done.
+
+    Attributes:
+        device: "cuda", or "cpu" for a rehearsal.
+        models: of the zoo.
+        sizes, batches: of latency, a stage for each; peers have sizes of their own.
+        over: what scaling varies, a stage for each.
+        flags: of each kind of stage.
+        wanted: weights.
+    """
+
+    device: str
+    models: tuple[str, ...]
+    sizes: tuple[str, ...]
+    peer_sizes: tuple[str, ...]
+    batches: tuple[str, ...]
+    over: tuple[str, ...]
+    flags: Mapping[str, str]
+    wanted: tuple[Wanted, ...]
+
+
+FULL = Scale(
+    device="cuda",
+    models=tuple(dict.fromkeys(one.model for one in WANTED)),
+    sizes=("240x320", "480x640"),
+    peer_sizes=("240x320", "480x640", "native"),
+    batches=("1", "16"),
+    over=("pixels", "batch", "workers", "processes"),
+    flags={
+        "tests": "-k 'cuda or gpu' tests",
+        "latency": "--precisions fp32 fp16 --seconds 90",
+        "peers": "--models unet_resnet50 unet_mobilenet_v3 --peers all --precisions fp32 fp16 --seconds 120 "
+        "--backends eager onnxruntime onnxruntime-cuda-graph",
+        "predictor": "--seconds 20",
+        "training": "--stages speed --seconds 90",
+        "largest": "--stages largest --cards 16 24 80",
+    },
+    wanted=WANTED,
+)
+# Every stage, as small as it goes: whether the commands work, and no result.
+TINY = Scale(
+    device="cpu",
+    models=("unet_mobilenet_v3",),
+    sizes=("64x96",),
+    peer_sizes=("native",),
+    batches=("2",),
+    over=("batch",),
+    flags={
+        "tests": "-k cuda tests/export/test_run_onnx.py",
+        "latency": "--backends eager onnxruntime --precisions fp32 --rounds 3 --seconds 1",
+        "peers": "--models unet_mobilenet_v3 --peers lraspp_mobilenet_v3_large --backends eager --rounds 3 --seconds 1",
+        "predictor": "unet_mobilenet_v3 --sizes 64x96 --rounds 3 --seconds 1",
+        "training": "--stages speed --ways seed ours --size 64x96 --frames 4 --batches 2 --rounds 3 --seconds 1",
+        "largest": "--stages largest --size 64x96 --frames 4 --cards 16",
+        "scaling": "--models unet_mobilenet_v3 --batches 1 2 --size 64x96 --frames 4 --seconds 1",
+        "loading": "--frames 2 --batch 2 --rounds 1 --processes 1 --size 64x96",
+        "train": "--size 64x96 --batch-size 2 --steps 4 --validate-every 2 --checkpoint-every 2 --no-report",
+    },
+    wanted=(Wanted("unet_mobilenet_v3", "nyu", "unet_mobilenet_v3"),),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages, for given folders.
+
+    Attributes:
+        out: folder of the results.
+        scale: how much is done.
+        data: shards of NYU Depth V2, or None.
+        mat: the .mat of the same frames, or None.
+        encoder_weights: instead of those that a recipe names.
+    """
+
+    out: Path = RESULTS
+    scale: Scale = field(default=FULL)
+    data: Path | None = None
+    mat: Path | None = None
+    encoder_weights: str | None = None
+
+    @property
+    def weights(self) -> Path:
+        """Where trained weights go: into the checkout's own folder, or below another one for results."""
+        return zoo_weights.BUNDLED if self.out.resolve() == RESULTS.resolve() else self.out / "weights"
+
+    @property
+    def manifests(self) -> tuple[Path, ...]:
+        """Tables of the weights that there are."""
+        return zoo_weights.MANIFEST, self.weights / "manifest.json"
+
+    def stages(self) -> Iterator[Stage]:
+        """All, in the order in which they should run."""
+        scale = self.scale
+        yield self.script("environment", "what this machine has, and what works on it", "environment")
+        tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *self.flags("tests"))
+        report = f"--junit-xml={self.out / 'tests.xml'}"
+        yield Stage("tests", "the tests that need a GPU", (*tests, report), "tests.xml")
+        for model in scale.models:
+            for size in scale.sizes:
+                for batch in scale.batches:
+                    name = f"latency-{model}-{size}-{batch}"
+                    about = f"latency of {model} at {size}, batch {batch}"
+                    given = ("--models", model, "--sizes", size, "--batches", batch)
+                    yield self.script(name, about, "latency", *given)
+        for size in scale.peer_sizes:
+            for batch in scale.batches:
+                about = f"peers at {size}, batch {batch}"
+                at = ("--sizes", size, "--batches", batch)
+                yield self.script(f"peers-{size}-{batch}", about, "latency", *at, kind="peers")
+        yield self.script("predictor", "what Predictor adds to the network", "predictor")
+        for model in scale.models:
+            about = f"throughput and memory of training {model}"
+            yield self.script(f"training-{model}", about, "training", "--models", model)
+        for model in scale.models:
+            about = f"largest batch of {model} in 16, 24 and 80 GB"
+            yield self.script(f"largest-{model}", about, "training", "--models", model, kind="largest")
+        for over in scale.over:
+            yield self.script(f"scaling-{over}", f"throughput over {over}", "scaling", "--over", over)
+        about = "augmented frames per second, the device cache too"
+        frames = ("--data", str(self.data), *(("--mat", str(self.mat)) if self.mat else ()))
+        yield self.script("loading", about, "loading", *frames, needs=("data",))
+        for one in scale.wanted:
+            yield from self.trained(one)
+
+    def flags(self, kind: str) -> list[str]:
+        """Of a kind of stage."""
+        return shlex.split(self.scale.flags.get(kind, ""))
+
+    def script(
+        self,
+        name: str,
+        about: str,
+        script: str,
+        *given: str,
+        kind: str = "",
+        needs: tuple[str | Path, ...] = (),
+    ) -> Stage:
+        """A stage that runs one of the benchmarks."""
+        device = self.scale.device
+        product = f"{script}.{device}.json"
+        words = (f"benchmarks/{script}.py", *given, *self.flags(kind or script), "--device", device)
+        return Stage(name, about, (*words, "--out", str(self.out / product)), product, needs)
+
+    def trained(self, one: Wanted) -> Iterator[Stage]:
+        """Training of some weights, and their evaluation with a card."""
+        run, device = self.out / "runs" / one.name, self.scale.device
+        words = ["-m", "train", "--recipe", str(RECIPES / f"{one.recipe}.toml"), "--data", str(self.data)]
+        words += ["--out", str(run), "--device", device, "--tag", one.tag, *self.flags("train")]
+        needs: tuple[str | Path, ...] = ("data",)
+        if self.encoder_weights:
+            words += ["--encoder-weights", self.encoder_weights]
+        if self.data is not None and not self.flags("train"):
+            shards = read_dataset(self.data)["splits"].get("train", {}).get("shards", [])
+            words += length(one, sum(shard["count"] for shard in shards))
+        if one.after:
+            start = self.start(one)
+            words, needs = [*words, "--init", str(start)], (*needs, start)
+        about = f"training of {one.model}, {one.tag}, by {one.recipe}.toml"
+        yield Stage(
+            f"train-{one.name}", about, tuple(words), f"runs/{one.name}/model.safetensors", needs, run
+        )
+        best = run / "model.safetensors"
+        words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", device]
+        words += ["--json", str(run / "test.json"), "--card", str(self.weights), "--tag", one.tag]
+        about = f"figures and card of {one.model}, {one.tag}"
+        yield Stage(f"evaluate-{one.name}", about, tuple(words), f"runs/{one.name}/test.json", ("data", best))
+
+    def start(self, one: Wanted) -> Path:
+        """The file that a training starts from: of this folder's run, else of the zoo."""
+        run = self.out / "runs" / first(one).name / "model.safetensors"
+        if not run.is_file() and one.after in zoo_weights.tags(one.model):
+            return zoo_weights.BUNDLED / zoo_weights.card(one.model, one.after)["file"]
+        return run
