@@ -90,15 +90,16 @@ def card_of(nbytes: int, device: torch.device) -> Iterator[None]:
         ValueError: the device is smaller by more than a 20th.
     """
     free_unused()
-    free, total = torch.cuda.mem_get_info(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(index)
     if nbytes > 1.05 * total:
         raise ValueError(f"{device} has {total / GIB:.1f} GiB")
-    outside = total - free - torch.cuda.memory_reserved(device)
-    torch.cuda.set_per_process_memory_fraction((min(nbytes, total) - outside) / total, device)
+    outside = total - free - torch.cuda.memory_reserved(index)
+    torch.cuda.set_per_process_memory_fraction((min(nbytes, total) - outside) / total, index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 @contextmanager

@@ -93,9 +93,8 @@ def by_turns(
             break
         # interleave() times each at least four times.
         if turns and 4 * (times[1] + sum(first.values()) / 1000) > seconds:
-            curve.missing |= {
-                text: f"takes more than --seconds {seconds:g}" for _, text, _ in points[number:]
-            }
+            late = f"takes more than --seconds {seconds:g}"
+            curve.missing |= dict.fromkeys((text for _, text, _ in points[number:]), late)
             break
         counts[label], first[label] = steps_in_turn(times[1], device), 1000 * times[1]
         turns[label] = turn(step, counts[label], device)
@@ -127,6 +126,7 @@ def stepper(
         config = recipe(model, size=size, batch_size=batch, frames=frames)
         step: Step = start_run(config, data, out, device).train_step
         return step
+    torch.backends.cudnn.benchmark = False  # a run sets it, for all that comes after
     network = create_model(model, weights=None).to(device).eval()
     images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 

@@ -198,6 +198,7 @@ def test_live_tensors_are_counted_while_they_live() -> None:
     assert tensors.live == kept.nbytes and tensors.peak == 12000
 
 
+@pytest.mark.slow
 def test_counted_batches_follow_from_what_a_picture_takes(work: ways.Work) -> None:
     missing: dict[str, str] = {}
     work = training.replace(work, size=(96, 128))
