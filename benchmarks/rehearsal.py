@@ -8,7 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from benchmarks.gpu import ROOT, Journal, Runner
+from benchmarks.gpu import ROOT, Runner
+from benchmarks.journal import Journal
 from benchmarks.limited import run_limited
 from benchmarks.stages import LIMIT, TINY, Plan
 from depthzoo.data.rooms import render

@@ -65,7 +65,7 @@ FULL = Scale(
     batches=("1", "16"),
     over=("pixels", "batch", "workers", "processes"),
     flags={
-        "tests": "-k 'cuda or gpu' tests",
+        "tests": "-k '(cuda or gpu) and not gpu_stages' tests",
         "latency": "--precisions fp32 fp16 --seconds 90",
         "peers": "--models unet_resnet50 unet_mobilenet_v3 --peers all --precisions fp32 fp16 --seconds 120 "
         "--backends eager onnxruntime onnxruntime-cuda-graph",

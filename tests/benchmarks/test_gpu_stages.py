@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks import gpu, owed, stages
-from benchmarks.gpu import Journal, Runner
+from benchmarks.gpu import Runner
+from benchmarks.journal import JOURNAL, Journal
 from benchmarks.limited import run_limited
 from benchmarks.owed import WANTED, Wanted
 from benchmarks.stages import FULL, TINY, Plan, Stage
@@ -155,7 +156,7 @@ def test_missing_lists_exactly_what_is_missing(
     everything = list(Plan(out, FULL, data).stages())
     left = {"tests", "latency-unet-480x640-16"}
     journal = {stage.name: {"seconds": 1, "commit": "0"} for stage in everything if stage.name not in left}
-    (out / gpu.JOURNAL).write_text(json.dumps({"stages": {VOODOO: journal}}))
+    (out / JOURNAL).write_text(json.dumps({"stages": {VOODOO: journal}}))
     for stage in everything:
         if stage.product.endswith(".cuda.json"):
             run = {"machine": {"device": "cuda", "gpu": VOODOO}}
@@ -347,9 +348,9 @@ def test_without_a_gpu_it_stops_with_one_line(
 
 
 def test_a_broken_journal_is_named(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (out / gpu.JOURNAL).write_text("[]")
+    (out / JOURNAL).write_text("[]")
     assert call("--list", "--out", str(out)) == 2
-    assert capsys.readouterr().err == f'gpu.sh: error: {out / gpu.JOURNAL}: expected JSON with "stages"\n'
+    assert capsys.readouterr().err == f'gpu.sh: error: {out / JOURNAL}: expected JSON with "stages"\n'
 
 
 @pytest.fixture
