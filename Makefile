@@ -40,9 +40,10 @@ format: $(READY) ## rewrite to the project's format
 # Short settings; the results of this machine in benchmarks/results are replaced, those of others stay.
 bench: $(READY) ## measure what this machine can in under 15 minutes, into benchmarks/results, then plots and tables
 	$(BIN)/python benchmarks/latency.py --device cpu --models unet_resnet50 unet_mobilenet_v3 --peers all \
-	  --backends eager onnxruntime --sizes 480x640 native --rounds 10 --seconds 90
+	  --backends eager onnxruntime --precisions fp32 --sizes 480x640 native --rounds 10 --seconds 60
 	$(BIN)/python benchmarks/predictor.py --device cpu --rounds 15 --seconds 20
-	$(BIN)/python benchmarks/training.py --device cpu --models unet_mobilenet_v3 unet_resnet50 --seconds 40 --batches 4
+	$(BIN)/python benchmarks/training.py --device cpu --models unet_mobilenet_v3 unet_resnet50 --stages speed --batches 4 \
+	  --seconds 30
 	$(BIN)/python benchmarks/scaling.py --device cpu --models unet_mobilenet_v3 --seconds 10 --rounds 3
 	$(BIN)/python benchmarks/loading.py --device cpu --frames 64 --rounds 3
 	$(BIN)/python benchmarks/plot.py
