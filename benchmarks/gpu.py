@@ -89,6 +89,8 @@ class Runner:
 
     def lacking(self, stage: Stage) -> str:
         """What a stage needs and has not got."""
+        if stage.after and not self.journal.knows(stage.after):
+            return f"waits for {stage.after}"
         for need in stage.needs:
             if isinstance(need, Path):
                 if not need.is_file():

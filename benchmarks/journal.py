@@ -47,6 +47,10 @@ class Journal:
                 return gpu
         return None
 
+    def knows(self, name: str) -> bool:
+        """Whether a stage has been done on this machine's GPU, or on any, where it has none."""
+        return any(name in known for gpu, known in self.read().items() if self.gpu in (None, gpu))
+
     def holds(self, stage: Stage, gpu: str) -> bool:
         """Whether the result of a stage is there; in a result file, of that GPU. A run that has gone has been used."""
         path = self.out / stage.product

@@ -24,6 +24,7 @@ class Stage:
         product: file below the output folder that it leaves.
         needs: what must be there: "data", or a file.
         run: folder of a training, which goes on from its checkpoint when its time was up; else None.
+        after: name of the stage that must be done before, or "".
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     product: str
     needs: tuple[str | Path, ...] = ()
     run: Path | None = None
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ class Plan:
         scale = self.scale
         yield self.script("environment", "what this machine has, and what works on it", "environment")
         tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *self.flags("tests"))
-        report = f"--junit-xml={self.out / 'tests.xml'}"
-        yield Stage("tests", "the tests that need a GPU", (*tests, report), "tests.xml")
+        report = f"--junit-xml={self.out / 'runs' / 'tests.xml'}"  # names the machine: not for a repository
+        yield Stage("tests", "the tests that need a GPU", (*tests, report), "runs/tests.xml")
         for model in scale.models:
             for size in scale.sizes:
                 for batch in scale.batches:
@@ -185,6 +187,7 @@ class Plan:
         words = ["-m", "train", "--recipe", str(RECIPES / f"{one.recipe}.toml"), "--data", str(self.data)]
         words += ["--out", str(run), "--device", device, "--tag", one.tag, *self.flags("train")]
         needs: tuple[str | Path, ...] = ("data",)
+        after = ""
         if self.encoder_weights:
             words += ["--encoder-weights", self.encoder_weights]
         if self.data is not None and not self.flags("train"):
@@ -193,6 +196,7 @@ class Plan:
         if one.after:
             start = self.start(one)
             words, needs = [*words, "--init", str(start)], (*needs, start)
+            after = f"train-{first(one).name}" if start.is_relative_to(self.out) else ""
         about = f"training of {one.model}, {one.tag}, by {one.recipe}.toml"
         yield Stage(
             f"train-{one.name}", about, tuple(words), f"runs/{one.name}/model.safetensors", needs, run
@@ -201,7 +205,8 @@ class Plan:
         words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", device]
         words += ["--json", str(run / "test.json"), "--card", str(self.weights), "--tag", one.tag]
         about = f"figures and card of {one.model}, {one.tag}"
-        yield Stage(f"evaluate-{one.name}", about, tuple(words), f"runs/{one.name}/test.json", ("data", best))
+        product, needs = f"runs/{one.name}/test.json", ("data", best)
+        yield Stage(f"evaluate-{one.name}", about, tuple(words), product, needs, after=name)
 
     def start(self, one: Wanted) -> Path:
         """The file that a training starts from: of this folder's run, else of the zoo."""

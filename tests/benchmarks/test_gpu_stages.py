@@ -109,9 +109,20 @@ def test_the_second_stage_of_the_seed_starts_from_the_first(data: Path, out: Pat
     stage = by_name["train-unet-nyu-combined"]
     start = out / "runs" / "unet-nyu-mse" / "model.safetensors"
     assert start in stage.needs and stage.words[stage.words.index("--init") + 1] == str(start)
-    assert Runner(Plan(out, FULL, data), Journal(out, VOODOO)).lacking(stage) == (
-        "waits for runs/unet-nyu-mse/model.safetensors"
+    runner = Runner(Plan(out, FULL, data), Journal(out, VOODOO))
+    assert runner.lacking(stage) == "waits for train-unet-nyu-mse"
+    # A training that is not finished has left weights, too.
+    start.parent.mkdir(parents=True)
+    start.touch()
+    assert (
+        runner.lacking(stage)
+        == runner.lacking(by_name["evaluate-unet-nyu-mse"])
+        == "waits for train-unet-nyu-mse"
     )
+    runner.journal.note(by_name["train-unet-nyu-mse"], 1.0)
+    assert runner.lacking(stage) == runner.lacking(by_name["evaluate-unet-nyu-mse"]) == ""
+    start.unlink()
+    assert runner.lacking(stage) == "waits for runs/unet-nyu-mse/model.safetensors"
 
 
 def test_the_seeds_recipes_are_fitted_to_fewer_frames() -> None:
