@@ -155,11 +155,6 @@ def speed(batches: Batches, count: int, size: tuple[int, int], batch: int, devic
     return Speed(frames / (after - before), 1000 * (busy_after - busy_before) / frames)
 
 
-def real_time() -> bool:
-    """Whether this process goes before all others, so that the load of the machine says little."""
-    return hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
-
-
 def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
     """All figures.
 
@@ -167,7 +162,6 @@ def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> dic
         ValueError: for a file or a data set that is not what was expected.
     """
     described = facts(device, ("h5py", "numpy", "pillow"))
-    described["machine"]["real_time_priority"] = real_time()
     batches, once, missing = cases(args, folder, device)
     runs = {
         name: partial(speed, each, args.frames, args.size, args.batch, device)

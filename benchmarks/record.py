@@ -57,6 +57,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "nice": os.nice(0) if hasattr(os, "nice") else None,
+        "real_time_priority": real_time(),
         "settings": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "KMP_"))},
     }
     if device.type == "cuda":
@@ -69,6 +70,11 @@ def machine(device: torch.device) -> dict[str, Any]:
             "driver": driver(),
         }
     return described
+
+
+def real_time() -> bool:
+    """Whether this process goes before all others, so that the load of the machine says little."""
+    return hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
 
 
 def driver() -> str | None:
