@@ -198,9 +198,8 @@ class Plan:
             words, needs = [*words, "--init", str(start)], (*needs, start)
             after = f"train-{first(one).name}" if start.is_relative_to(self.out) else ""
         about = f"training of {one.model}, {one.tag}, by {one.recipe}.toml"
-        yield Stage(
-            f"train-{one.name}", about, tuple(words), f"runs/{one.name}/model.safetensors", needs, run
-        )
+        product, name = f"runs/{one.name}/model.safetensors", f"train-{one.name}"
+        yield Stage(name, about, tuple(words), product, needs, run, after)
         best = run / "model.safetensors"
         words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", device]
         words += ["--json", str(run / "test.json"), "--card", str(self.weights), "--tag", one.tag]
