@@ -188,35 +188,49 @@ def scaling(data: Data) -> Figure:
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     names = sorted({curve["name"] for curves in panels.values() for curve in curves})
-    colours, markers = styles(names, COLOURS), styles(names, MARKERS)
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": COLOURS[i % 9], "marker": MARKERS[i % 10]} for i, name in enumerate(names)
+    }
     figure = Figure(figsize=(4.2 * columns + 2.4, 3.4 * lines + 0.5), layout="constrained")
     figure.suptitle(data["title"], **TITLE)
     grid = [axes for row in figure.subplots(lines, columns, squeeze=False) for axes in row]
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, (over, curves) in zip(grid, panels.items(), strict=False):
-        for curve in curves:
-            values, rates = zip(*curve["points"], strict=True)
-            ideal = IDEAL.get(over)
-            if ideal is not None and values[0] > 0:
-                perfect = [rates[0] * (value / values[0]) ** ideal for value in values]
-                axes.plot(values, perfect, "--", color=GREY, linewidth=1.2)
-            style = {"color": colours[curve["name"]], "marker": markers[curve["name"]]}
-            axes.plot(values, rates, "-", **style)
-        if all(value > 0 for curve in curves for value, _ in curve["points"]):
-            logarithmic(axes)
-            ticks = sorted({value for curve in curves for value, _ in curve["points"]})
-            axes.set_xticks(
-                ticks, [plain(tick) if over != "pixels" else f"{tick / 1000:.0f}k" for tick in ticks]
-            )
-        logarithmic(axes, "y")
-        clean(axes, "both")
-        axes.set_xlabel(over)
-        axes.set_ylabel("images/s")
-    handles = [Line2D([], [], color=colours[name], marker=markers[name], label=name) for name in names]
+        draw_curves(axes, over, curves, looks)
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     handles.append(Line2D([], [], linestyle="--", color=GREY, label="in proportion"))
+    if any(curve["from memory"] for curves in panels.values() for curve in curves):
+        handles.append(Line2D([], [], linestyle=":", color="#444444", label="frames in memory"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
+
+
+def draw_curves(axes: Axes, over: str, curves: Sequence[Data], looks: Mapping[str, Any]) -> None:
+    """A panel: curves with their spread; logarithmic where what varies spans decades."""
+    for curve in curves:
+        values, rates, lowest, highest = zip(*curve["points"], strict=True)
+        ideal, known = IDEAL.get(over), [i for i, value in enumerate(values) if value > 0]
+        if ideal is not None and known:
+            start = known[0]
+            perfect = [rates[start] * (values[i] / values[start]) ** ideal for i in known]
+            axes.plot([values[i] for i in known], perfect, "--", color=GREY, linewidth=1.2)
+        if curve["from memory"]:
+            axes.axhline(curve["from memory"], linestyle=":", color="#444444", linewidth=1.2)
+        below = [rate - low for rate, low in zip(rates, lowest, strict=True)]
+        above = [high - rate for rate, high in zip(rates, highest, strict=True)]
+        axes.errorbar(values, rates, [below, above], capsize=2, elinewidth=1, **looks[curve["name"]])
+    ticks = sorted({point[0] for curve in curves for point in curve["points"]})
+    if over in ("pixels", "batch"):
+        logarithmic(axes)
+        logarithmic(axes, "y")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xticks(ticks, [plain(tick) if over != "pixels" else f"{tick / 1000:.0f}k" for tick in ticks])
+    clean(axes, "both")
+    fixed = dict.fromkeys(curve["at"] for curve in curves if curve["at"])
+    axes.set_xlabel(over + (f" ({'; '.join(fixed)})" if fixed else ""))
+    axes.set_ylabel("images/s, median and spread")
 
 
 # The exponent of throughput where cost grows, or work divides, in proportion.

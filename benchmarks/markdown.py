@@ -62,6 +62,8 @@ def source(run: Mapping[str, Any]) -> str:
             text = ", ".join([text, *(f"{name} {value}" for name, value in known.items() if value)])
         if machine.get("load_before") is not None:
             text += f", load before {machine['load_before']:.1f}"
+        text += f", nice {machine['nice']}" if machine.get("nice") else ""
+        text += ", ahead of all other processes" if machine.get("real_time_priority") else ""
         parts.append(text)
     elif "processor" in run:
         parts.append(run["processor"])

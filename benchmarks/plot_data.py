@@ -125,12 +125,26 @@ def scaling(results: Path) -> Found:
         figure["panels"][over] = [
             {
                 "name": f"{run['model']}, {run['what']}",
-                "points": sorted([row["value"], row["images_per_s"]] for row in run["rows"]),
+                "at": curve_at(run),
+                "points": sorted([row["value"], *rates(row)] for row in run["rows"]),
+                "from memory": run.get("from memory"),
             }
             for run in runs
             if run["rows"]
         ]
     return found, {} if found else {"curves": "no scaling has been measured"}
+
+
+def rates(row: Mapping[str, Any]) -> list[float]:
+    """Median, lowest and highest images per second."""
+    middle = row["images_per_s"]
+    return [middle, row.get("lowest", middle), row.get("highest", middle)]
+
+
+def curve_at(run: Mapping[str, Any]) -> str:
+    """What did not vary."""
+    words = [shape(run["size"])] if run.get("size") else []
+    return ", ".join(words + ([f"batch {run['batch']}"] if run.get("batch") else []))
 
 
 GATHER: Mapping[str, Callable[[Path], Found]] = {

@@ -154,8 +154,7 @@ def loading(results: Path) -> str:
             ]
             for name, case in report["cases"].items()
         ]
-        alone = ", ahead of all other processes" if report["machine"].get("real_time_priority") else ""
-        parts.append(f"**{place(report)[1]}, {shape(report['size'])}, batches of {report['batch']}**{alone}")
+        parts.append(f"**{place(report)[1]}, {shape(report['size'])}, batches of {report['batch']}**")
         columns = ["source", "frames/s", "lowest to highest", "times the reference", "CPU ms per frame"]
         parts.append(table([*columns, "seconds once"], lines))
         parts += [not_measured(report["missing"])] if report.get("missing") else []
