@@ -137,7 +137,7 @@ def bar_figure(groups: Sequence[tuple[str, Sequence[Data]]], title: str) -> tupl
 def training(data: Data) -> Figure:
     """Images per second and, where known, memory, a pair of panels; a colour for each way."""
     bars: Sequence[Data] = data["bars"]
-    panels = {"images/s, more is better": ("images_per_s", 1.0)}
+    panels = {"images/s, median and spread, more is better": ("images_per_s", 1.0)}
     if any(bar["peak_memory"] for bar in bars):
         panels["peak memory (GiB), less is better"] = ("peak_memory", 2.0**30)
     models = list(dict.fromkeys(bar["model"] for bar in bars))
@@ -154,7 +154,11 @@ def training(data: Data) -> Figure:
             for bar in each:
                 if bar[key]:
                     axes.barh(at, bar[key] / unit, height=0.9, color=ways[bar["way"]])
-                    label_bar(axes, bar[key] / unit, at)
+                    end = bar[key] / unit
+                    if key == "images_per_s" and bar["lowest"]:
+                        axes.plot([bar["lowest"], bar["highest"]], [at, at], color="#444444", linewidth=1)
+                        end = bar["highest"]
+                    label_bar(axes, bar[key] / unit, at, end)
                 at += 1
             at += 0.8
         axes.set_yticks(centres, models if axes is all_axes[0] else [""] * len(models))

@@ -108,7 +108,7 @@ def training(results: Path) -> Found:
     for (where, at), runs in training_groups(results).items():
         bars = [
             {"model": row["model"], "way": f"{row['way']}, batch {row['batch']}"}
-            | {key: row.get(key) for key in ("images_per_s", "peak_memory")}
+            | {key: row.get(key) for key in ("images_per_s", "lowest", "highest", "peak_memory")}
             for run in runs
             for row in run["rows"]
         ]
