@@ -3,10 +3,11 @@
     python benchmarks/latency.py --models unet_resnet50 --peers --sizes 240x320 480x640 native --batches 1 16
 
 All that is timed at one size and batch takes turns, round by round, in one run; only what is in one run is to be
-compared. The figures go into results/latency.DEVICE.json after each run. "native" is the size that a network's own
-preprocessing makes of a 480x640 picture. The share of the floor is that of the time which the operations take at the
-rate of a matrix product, or the bytes at that of a copy, both measured here (benchmarks/ceiling.py, cost.py). INT8 is
-calibrated on synthetic rooms, or on the shards of --data; exported files are kept in --files.
+compared. The figures go into results/latency.DEVICE.json after each run. What takes only multiples of 32 or 14 gets the
+nearest ones, which its row says. "native" is the size that a network's own preprocessing makes of a 480x640 picture.
+The share of the floor is that of the time which the operations take at the rate of a matrix product, or the bytes at
+that of a copy, both measured here (benchmarks/ceiling.py, cost.py). INT8 is calibrated on synthetic rooms, or on the
+shards of --data; exported files are kept in --files.
 """
 
 import argparse
@@ -155,26 +156,26 @@ def prepare_all(
         if precision in backends.precisions_of(backend, device.type)
     ]
     for network in networks(args, size, missing):
-        cost = None
+        costs: dict[tuple[tuple[int, int], int], Cost] = {}
         for backend, precision in theirs if network.peer else ours:
             name = f"{network.name}, {backend} {precision}"
             if backend in missing:
                 continue
-            started = time.perf_counter()
+            started, own = time.perf_counter(), backends.input_size(backend, network.size)
             try:
-                each = backends.prepare(
-                    network.module, backend, precision, network.size, batch, device, network.file
-                )
+                each = backends.prepare(network.module, backend, precision, own, batch, device, network.file)
             except (CannotRunError, ExportError, OnnxError) as error:
                 missing[backend if getattr(error, "everywhere", False) else name] = str(error)
                 continue
-            if cost is None or cost[0] != each.batch:
-                cost = each.batch, count_cost(network.module, network.size, each.batch)
+            cost = costs.get((own, each.batch)) or count_cost(network.module, own, each.batch)
+            costs[own, each.batch] = cost
             print(f"ready: {name}, {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
-            yield name, (describe(network, backend, precision, each.batch, cost[1]), each)
+            yield name, (describe(network, backend, precision, own, each.batch, cost), each)
 
 
-def describe(network: Network, backend: str, precision: str, batch: int, cost: Cost) -> dict[str, Any]:
+def describe(
+    network: Network, backend: str, precision: str, size: tuple[int, int], batch: int, cost: Cost
+) -> dict[str, Any]:
     """What is known of a row without timing."""
     return {
         "model": network.name,
@@ -182,7 +183,7 @@ def describe(network: Network, backend: str, precision: str, batch: int, cost: C
         "weights": network.weights,
         "backend": backend,
         "precision": precision,
-        "size": list(network.size),
+        "size": list(size),
         "batch": batch,
         "parameters": cost.parameters,
         "gflop": round(cost.gflop, 3),

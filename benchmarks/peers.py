@@ -7,6 +7,7 @@ Of MiDaS, transformers has no "small" of version 2.1 (an EfficientNet-Lite3, in 
 does have is DPT with a SwinV2-Tiny encoder of version 3.1.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,10 +45,13 @@ class Peer:
 
     def at(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """The input size that it takes nearest to ``size``; None asks for its native one."""
-        if size is None:
-            return self.native
-        height, width = (max(1, round(side / self.multiple)) * self.multiple for side in size)
-        return height, width
+        return self.native if size is None else nearest(size, self.multiple)
+
+
+def nearest(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(H, W) in multiples, the larger one in the middle between two, as 256 for 240 in multiples of 32."""
+    height, width = (max(1, math.floor(side / multiple + 0.5)) * multiple for side in size)
+    return height, width
 
 
 class Dense(nn.Module):

@@ -259,10 +259,30 @@ def test_a_gpu_is_timed_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
             return 4.5 if (self.name, end.name) == ("event 0", "event 1") else -1
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    assert backends.clock(torch.device("cuda"))(lambda: done.append("call")) == 4.5
-    assert done == ["event 0", "call", "event 1", "waited for event 1"]
-    assert backends.settings(torch.device("cuda")) == {"clock": "cuda events", "cudnn_benchmark": True}
-    assert backends.clock(CPU)(lambda: None) < 1000
+    clock = backends.clock(torch.device("cuda"))
+    assert clock(lambda: done.append("call")) == 4.5
+    turn = ["event 0", "call", "event 1", "waited for event 1"]
+    assert done == turn * 2
+    done.clear()
+    monkeypatch.setattr(Event, "elapsed_time", lambda *_: 501.0)
+    assert clock(lambda: done.append("call")) == 501 and done == turn
+    assert backends.settings(torch.device("cuda"))["clock"] == "cuda events"
+
+
+def test_a_quick_call_counts_when_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for times, counts in (([499.0, 20.0], 20.0), ([501.0], 501.0)):
+        left = list(times)
+        monkeypatch.setattr(backends, "milliseconds", lambda run, left=left: run() or left.pop(0))
+        calls: list[int] = []
+        assert backends.clock(CPU)(lambda calls=calls: calls.append(1)) == counts
+        assert not left and len(calls) == len(times)
+    assert backends.settings(CPU) == {"clock": "perf_counter", "twice_ms": 500, "cudnn_benchmark": None}
+
+
+def test_files_take_multiples_of_32() -> None:
+    assert backends.input_size("eager", (240, 330)) == (240, 330)
+    assert backends.input_size("onnxruntime", (240, 330)) == (256, 320)
+    assert backends.input_size("tensorrt", (480, 640)) == (480, 640)
 
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="only Linux tells of a resident set and its peak")
