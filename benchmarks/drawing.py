@@ -93,9 +93,10 @@ def latency(data: Data) -> Figure:
         label_bar(axes, bar["median"], at, max(bar["median"], bar["slowest"]))
         if bar["floor"]:
             axes.plot([bar["floor"]] * 2, [at - 0.45, at + 0.45], color="black", linewidth=2)
-    logarithmic(axes)
-    low = min(min(bar["median"], bar["floor"] or bar["median"]) for bar in data["bars"])
-    axes.set_xlim(low / 2, 1.8 * max(bar["slowest"] for bar in data["bars"]))
+    low = min(min(bar["median"], bar["floor"] or bar["median"]) for bar in data["bars"]) / 2
+    high = 1.8 * max(bar["slowest"] for bar in data["bars"])
+    logarithmic(axes, subs=(1, 2, 5) if high < 1000 * low else (1, 3))
+    axes.set_xlim(low, high)
     clean(axes, "x")
     axes.set_xlabel("milliseconds, log scale; median, and from quickest to slowest")
     handles: list[Any] = [Patch(color=colour, label=name) for name, colour in ways.items()]

@@ -55,13 +55,13 @@ def latency_groups(results: Path) -> dict[tuple[Place, str, int], list[dict[str,
 
 def rows_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of runs. What several have measured of a model is taken from the one that has the most of it, so that
-    as many as possible of its rows are of one run; of equal ones, from the last.
+    as many as possible of its rows are of one run; of equal ones, from the last. "run" is the number of the run.
     """
     blocks: dict[tuple[str, tuple[int, ...]], list[dict[Way, dict[str, Any]]]] = {}
-    for run in runs:
+    for index, run in enumerate(runs):
         of_run: dict[tuple[str, tuple[int, ...]], dict[Way, dict[str, Any]]] = {}
         for row in run["rows"]:
-            of_run.setdefault((row["model"], tuple(row["size"])), {})[way(row)] = row
+            of_run.setdefault((row["model"], tuple(row["size"])), {})[way(row)] = row | {"run": index}
         for key, block in of_run.items():
             blocks.setdefault(key, []).insert(0, block)
     found: list[dict[str, Any]] = []
@@ -84,10 +84,8 @@ def latency(results: Path) -> str:
     parts = []
     for (where, asked, batch), runs in latency_groups(results).items():
         rows = rows_of(runs)
-        parts += [
-            headline(where, asked, batch) + ", median milliseconds",
-            medians(rows, native=asked == "native"),
-        ]
+        parts += [headline(where, asked, batch) + ", median milliseconds", medians(rows, asked)]
+        parts += in_turn(rows)
         missing = {what: reason for run in runs for what, reason in run.get("missing", {}).items()}
         parts += [not_measured(missing)] if missing else []
         parts += [folded("spread, first run, memory, floor", details(rows, batch)), sources(runs)]
@@ -96,20 +94,37 @@ def latency(results: Path) -> str:
     return "\n\n".join(parts + unmeasured(collect(results, "latency")))
 
 
-def medians(rows: Sequence[Row], native: bool = False) -> str:
-    """A row for each model, a column for each way; the zoo first, the quickest first."""
+def medians(rows: Sequence[Row], asked: str) -> str:
+    """A row for each model and input, a column for each way; the zoo first, the quickest first. The input is told where
+    not all have the one that was asked for: some take only multiples of 14 or 32.
+    """
     ways = sorted({way(row) for row in rows}, key=order)
     models: dict[tuple[str, tuple[int, ...]], dict[Way, Row]] = {}
     for row in rows:
         models.setdefault((row["model"], tuple(row["size"])), {})[way(row)] = row
+    quick: dict[str, float] = {}
+    for (name, _), found in models.items():
+        quick[name] = min(quickest(found)["median"], quick.get(name, float("inf")))
+    several = any(shape(row["size"]) != asked for row in rows)
     lines = []
-    for found in sorted(models.values(), key=lambda each: (is_peer(each), quickest(each)["median"])):
+    for (_, pixels), found in sorted(models.items(), key=lambda each: (is_peer(each[1]), quick[each[0][0]])):
         one = next(iter(found.values()))
-        about = [model_name(one), *([shape(one["size"])] if native else [])]
+        about = [model_name(one), *([shape(pixels)] if several else [])]
         about += [f"{one['parameters'] / 1e6:.1f}M", number(one["gflop"] / one["batch"])]
         lines.append(about + [number(found[each]["median"]) if each in found else "" for each in ways])
-    columns = ["model", *(["input"] if native else []), "parameters", "GFLOP", *map(named, ways)]
-    return table(columns, lines, left=2 if native else 1)
+    columns = ["model", *(["input"] if several else []), "parameters", "GFLOP", *map(named, ways)]
+    return table(columns, lines, left=2 if several else 1)
+
+
+def in_turn(rows: Sequence[Row]) -> list[str]:
+    """Which models were timed in turn with each other, where not all were."""
+    runs: dict[int, dict[str, None]] = {}
+    for row in rows:
+        runs.setdefault(row["run"], {})[model_name(row)] = None
+    groups = "; ".join(", ".join(names) for names in runs.values())
+    return [f"Timed in {len(runs)} runs, of which only one's models are to be compared: {groups}."] * (
+        len(runs) > 1
+    )
 
 
 def is_peer(found: Mapping[Way, Row]) -> bool:
@@ -184,10 +199,15 @@ def peers(results: Path) -> str:
         ]
         asked = shape(run["size"]) if run["size"] else "native"
         parts.append(headline(place(run), asked, run["batch"]))
-        columns = [f"{model_name(our)} {named(way(our))}" for our in ours]
+        columns = [f"{model_name(our)} {named(way(our))}{input_of(our, asked)}" for our in ours]
         parts.append(table(["peer", "input", "eager ms", *columns], lines, left=2))
         parts.append(sources([run]))
     return "\n\n".join(parts) if parts else "Not measured yet."
+
+
+def input_of(row: Row, asked: str) -> str:
+    """The input of a row where it is not the one that was asked for."""
+    return "" if shape(row["size"]) == asked else f" at {shape(row['size'])}"
 
 
 def contenders(rows: Sequence[Row]) -> list[Row]:
@@ -232,5 +252,10 @@ def summary(results: Path) -> str:
     parts = []
     for (where, asked, batch), runs in latency_groups(results).items():
         if (asked, batch) == ("480x640", 1):
-            parts += [headline(where, asked, batch) + ", median milliseconds", medians(rows_of(runs))]
+            rows = rows_of(runs)
+            parts += [
+                headline(where, asked, batch) + ", median milliseconds",
+                medians(rows, asked),
+                *in_turn(rows),
+            ]
     return "\n\n".join(parts) if parts else "Not measured yet."

@@ -61,11 +61,12 @@ def accuracy(results: Path) -> Found:
             ],
         }
         panels = {axis: each for axis, each in panels.items() if each}
+        sizes = sorted({shape(weights.card(name)["size"]) for name in weights.models_with_weights()})
+        own = f"at the weights' own size ({', '.join(sizes)}), batch 1"
         if panels:
-            found[slug(where)] = {"title": where[1], "panels": panels}
+            found[slug(where)] = {"title": f"{where[1]}, {own}", "panels": panels}
         else:
-            sizes = sorted({shape(weights.card(name)["size"]) for name in weights.models_with_weights()})
-            missing[slug(where)] = f"no latency at the weights' own size ({', '.join(sizes)}), batch 1"
+            missing[slug(where)] = f"no latency {own}"
     if not places:
         missing["latency"] = "no latency of batch 1 has been measured"
     return found, missing
@@ -89,7 +90,7 @@ def latency(results: Path) -> Found:
     for (where, asked, batch), runs in latency_groups(results).items():
         rows = sorted(rows_of(runs), key=lambda row: order(way(row)))
         bars = [
-            {"model": row["model"] if asked != "native" else f"{row['model']} {shape(row['size'])}"}
+            {"model": row["model"] if shape(row["size"]) == asked else f"{row['model']} {shape(row['size'])}"}
             | {"peer": bool(row.get("peer")), "way": named(way(row)), "floor": row.get("floor")}
             | {key: row[key] for key in ("median", "quickest", "slowest")}
             for row in rows

@@ -70,6 +70,36 @@ def test_what_one_gpu_measured_stands_apart_from_another(gpu_results: Path) -> N
     assert "Not measured yet" not in text
 
 
+def test_inputs_are_told_where_they_differ(made_results: Path) -> None:
+    path = made_results / "latency.cpu.json"
+    run = json.loads(path.read_text())["runs"][0] | {"size": [240, 320]}
+    for row in run["rows"]:
+        row["size"] = [240, 320] if row["backend"] == "eager" else [256, 320]
+    path.write_text(json.dumps({"runs": [run]}))
+    text = latency_tables.latency(made_results)
+    assert "| model | input | parameters | GFLOP | eager | onnxruntime | onnxruntime int8 |" in text
+    assert "| `unet_mobilenet_v3` | 240x320 | 3.5M | 4.92 | 100 | | |" in text
+    assert "| `unet_mobilenet_v3` | 256x320 | 3.5M | 4.92 | | 50.0 | 20.0 |" in text
+    head = (
+        "| peer | input | eager ms | `unet_mobilenet_v3` eager | `unet_mobilenet_v3` onnxruntime at 256x320 |"
+    )
+    assert head in latency_tables.peers(made_results)
+
+
+def test_what_was_not_timed_in_turn_is_said(made_results: Path) -> None:
+    """A second run has less of the one model, and is the only one of another."""
+    path = made_results / "latency.cpu.json"
+    whole = json.loads(path.read_text())["runs"][0]
+    rows = [whole["rows"][0] | {"median": 77.0}, whole["rows"][0] | {"model": "unet", "median": 900.0}]
+    path.write_text(json.dumps({"runs": [whole, whole | {"rows": rows, "missing": {}}]}))
+    text = latency_tables.summary(made_results)
+    assert "| `unet_mobilenet_v3` | 3.5M | 4.92 | 100 | 50.0 | 20.0 |" in text and "77.0" not in text
+    assert text.endswith(
+        "Timed in 2 runs, of which only one's models are to be compared: "
+        "`unet_mobilenet_v3`, *smp Unet(resnet50)*; `unet`."
+    )
+
+
 def test_a_smaller_batch_than_asked_for_is_said(made_results: Path) -> None:
     path = made_results / "latency.cpu.json"
     stored = json.loads(path.read_text())
