@@ -7,11 +7,9 @@ A call returns when its work is done.
 
 import copy
 import gc
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -36,8 +34,6 @@ BACKENDS = (*TORCH, *FILES)
 # In which each can run. TensorRT takes TF32 for float32.
 TORCH_PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "tf32", "fp16")}
 FILE_PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")}
-# A call that is quicker is made twice in its turn.
-TWICE_MS = 500
 PRECISIONS = ("fp32", "tf32", "fp16", "int8")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc")
 
@@ -248,66 +244,3 @@ def last_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextmanager
-def as_measured(device: torch.device) -> Iterator[None]:
-    """What holds while networks are prepared and timed.
-
-    cuDNN chooses its algorithms by trial, in the first run of each shape; a compiler keeps no results from earlier
-    runs, so that first runs are first runs, and takes as many networks as there are.
-    """
-    import torch._dynamo.config
-    import torch._inductor.config
-
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark = True
-    try:
-        with (
-            torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10000),
-            torch._inductor.config.patch(force_disable_caches=True),
-            warnings.catch_warnings(),
-        ):
-            warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
-            yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
-        torch.compiler.reset()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
-    """What measures the milliseconds of a call: the processor's clock, on CUDA events around it.
-
-    A quick call that others came before finds caches and threads as they left them. It is made twice in its turn, and
-    the second counts.
-
-    The calls of a library with a stream of its own end between the events too, because they wait for it.
-    """
-
-    def between_events(run: Callable[[], object]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    once = milliseconds if device.type == "cpu" else between_events
-
-    def turn(run: Callable[[], object]) -> float:
-        taken = once(run)
-        return taken if taken > TWICE_MS else once(run)
-
-    return turn
-
-
-def settings(device: torch.device) -> Mapping[str, object]:
-    """How it is measured, to be stored."""
-    if device.type == "cpu":
-        return {"clock": "perf_counter", "twice_ms": TWICE_MS, "cudnn_benchmark": None}
-    return {"clock": "cuda events", "twice_ms": TWICE_MS, "cudnn_benchmark": True}

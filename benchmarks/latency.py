@@ -13,8 +13,8 @@ shards of --data; exported files are kept in --files.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,19 @@ if not __package__:
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import nn  # noqa: E402
 
-from benchmarks import backends  # noqa: E402
+from benchmarks import backends, timing  # noqa: E402
 from benchmarks.backends import BACKENDS, PRECISIONS, TORCH, CannotRunError, Prepared  # noqa: E402
 from benchmarks.ceiling import Ceiling, measure_ceiling  # noqa: E402
 from benchmarks.cost import Cost, count_cost  # noqa: E402
-from benchmarks.exported import FILES, exported  # noqa: E402
+from benchmarks.exported import FILES  # noqa: E402
 from benchmarks.latency_report import report  # noqa: E402
-from benchmarks.peers import PEERS, build_peer  # noqa: E402
+from benchmarks.networks import Network, networks  # noqa: E402
+from benchmarks.peers import PEERS  # noqa: E402
 from benchmarks.record import RESULTS, facts, read_runs, store_run  # noqa: E402
-from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
-from depthzoo.registry import MODELS, closest, create_model  # noqa: E402
-from export.facts import working_size  # noqa: E402
+from depthzoo.registry import MODELS, closest  # noqa: E402
 from export.graph import ExportError  # noqa: E402
 from export.latency import PAUSE  # noqa: E402
 from export.run_onnx import Latency, OnnxError, interleave  # noqa: E402
@@ -54,53 +52,6 @@ PACKAGES = (
 )
 # A run with other ones of these stands beside an earlier one; with the same ones it takes its place.
 KEYS = ("size", "batch", "models", "peers", "backends", "peer_backends", "precisions", "weights")
-
-
-@dataclass(frozen=True)
-class Network:
-    """One to be timed, at random weights where it has none: speed does not depend on them.
-
-    Attributes:
-        name: of the model or peer.
-        peer: whether it is from elsewhere.
-        weights: "random", or the tag of the zoo's.
-        module: in eval mode, on the CPU.
-        size: (H, W) of its input.
-        file: gives its ONNX file in a precision; None where there is none.
-    """
-
-    name: str
-    peer: bool
-    weights: str
-    module: nn.Module
-    size: tuple[int, int]
-    file: Callable[[str], Path] | None
-
-
-def networks(
-    args: argparse.Namespace, size: tuple[int, int] | None, missing: dict[str, str]
-) -> Iterator[Network]:
-    """All that were asked for, one after the other, at ``size`` or as near as they take it; None: native."""
-    for name in args.models:
-        has = args.weights == "DEFAULT" and name in zoo_weights.models_with_weights()
-        weights_file = zoo_weights.find(name, "DEFAULT") if has else None
-        torch.manual_seed(0)
-        model = create_model(name, weights=weights_file).eval()
-
-        def file(
-            precision: str, model: Any = model, weights_file: Path | None = weights_file
-        ) -> Path:  # of this turn
-            return exported(model, precision, args.files, weights_file, args.data)
-
-        tag = str((model.card or {}).get("tag", "unnamed")) if has else "random"
-        yield Network(name, False, tag, model, size or working_size(model, None), file)
-    for name in args.peers:
-        try:
-            module = build_peer(name)
-        except ModuleNotFoundError as error:
-            missing[name] = str(error)
-            continue
-        yield Network(name, True, "random", module, PEERS[name].at(size), None)
 
 
 def measure(
@@ -121,8 +72,8 @@ def measure(
     missing: dict[str, str] = {}
     run = facts(device, PACKAGES) | {"size": size and list(size), "batch": batch}
     run |= {key: getattr(args, key) for key in KEYS if key not in run}
-    run |= {"pause_s": PAUSE[device.type], **backends.settings(device), "ceiling": ceiling.facts()}
-    with backends.as_measured(device):
+    run |= {"pause_s": PAUSE[device.type], **timing.settings(device), "ceiling": ceiling.facts()}
+    with timing.as_measured(device):
         prepared = dict(prepare_all(args, device, size, batch, missing))
         if not prepared:
             raise ValueError(
@@ -134,7 +85,7 @@ def measure(
             args.seconds,
             first={name: each.first for name, (_, each) in prepared.items()},
             pause=PAUSE[device.type],
-            clock=backends.clock(device),
+            clock=timing.clock(device),
         )
     rows = [row(about, each, latencies[name], ceiling) for name, (about, each) in prepared.items()]
     return run | {"rows": rows, "missing": missing}
@@ -155,7 +106,8 @@ def prepare_all(
         for precision in args.precisions
         if precision in backends.precisions_of(backend, device.type)
     ]
-    for network in networks(args, size, missing):
+    asked = networks(args.models, args.peers, size, missing, args.weights, args.files, args.data)
+    for network in asked:
         costs: dict[tuple[tuple[int, int], int], Cost] = {}
         for backend, precision in theirs if network.peer else ours:
             name = f"{network.name}, {backend} {precision}"

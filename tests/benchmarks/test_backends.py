@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import backends, exported, memory
+from benchmarks import backends, exported, memory, timing
 from benchmarks.backends import CannotRunError, at_most, out_of_memory, precisions_of, prepare, ways
 from depthzoo.registry import create_model
 from export.latency import random_images
@@ -82,7 +82,7 @@ def test_torch_runs_a_copy_without_gradients(backend: str) -> None:
 def test_compiled_gives_the_same() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1)).eval()
     missing: dict[str, str] = {}
-    with backends.as_measured(CPU):
+    with timing.as_measured(CPU):
         try:
             ready = prepare(network, "compile", "fp32", SIZE, 1, CPU)
         except CannotRunError as error:
@@ -232,7 +232,7 @@ def test_what_runs_where() -> None:
 def test_settings_are_put_back() -> None:
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.allow_tf32, torch._dynamo.config.recompile_limit
-    with pytest.raises(KeyError), backends.as_measured(CPU):
+    with pytest.raises(KeyError), timing.as_measured(CPU):
         assert cudnn.benchmark and torch._dynamo.config.recompile_limit > 100
         raise KeyError
     assert before == (cudnn.benchmark, cudnn.allow_tf32, torch._dynamo.config.recompile_limit)
@@ -259,24 +259,24 @@ def test_a_gpu_is_timed_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
             return 4.5 if (self.name, end.name) == ("event 0", "event 1") else -1
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock = backends.clock(torch.device("cuda"))
+    clock = timing.clock(torch.device("cuda"))
     assert clock(lambda: done.append("call")) == 4.5
     turn = ["event 0", "call", "event 1", "waited for event 1"]
     assert done == turn * 2
     done.clear()
     monkeypatch.setattr(Event, "elapsed_time", lambda *_: 501.0)
     assert clock(lambda: done.append("call")) == 501 and done == turn
-    assert backends.settings(torch.device("cuda"))["clock"] == "cuda events"
+    assert timing.settings(torch.device("cuda"))["clock"] == "cuda events"
 
 
 def test_a_quick_call_counts_when_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     for times, counts in (([499.0, 20.0], 20.0), ([501.0], 501.0)):
         left = list(times)
-        monkeypatch.setattr(backends, "milliseconds", lambda run, left=left: run() or left.pop(0))
+        monkeypatch.setattr(timing, "milliseconds", lambda run, left=left: run() or left.pop(0))
         calls: list[int] = []
-        assert backends.clock(CPU)(lambda calls=calls: calls.append(1)) == counts
+        assert timing.clock(CPU)(lambda calls=calls: calls.append(1)) == counts
         assert not left and len(calls) == len(times)
-    assert backends.settings(CPU) == {"clock": "perf_counter", "twice_ms": 500, "cudnn_benchmark": None}
+    assert timing.settings(CPU) == {"clock": "perf_counter", "twice_ms": 500, "cudnn_benchmark": None}
 
 
 def test_files_take_multiples_of_32() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import latency, peers
+from benchmarks import latency, networks, peers
 from benchmarks.ceiling import Ceiling
 from benchmarks.latency import parser, run
 from benchmarks.latency_report import report
@@ -51,7 +51,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         "small": Peer(small_peer, "torch", 148, (28, 42), 14, "here"),
         "absent": Peer(small_peer, "no_such_package", 148, (28, 42), 14, "here"),
     }
-    for module in (peers, latency):
+    for module in (peers, networks, latency):
         monkeypatch.setattr(module, "PEERS", small)
     monkeypatch.setattr(latency, "measure_ceiling", lambda _: CEILING)
     monkeypatch.setattr(latency, "PAUSE", {"cpu": 0.0})
