@@ -18,8 +18,8 @@ if not __package__:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import latency, loading, scaling, training  # noqa: E402
-from benchmarks.journal import JOURNAL, Journal  # noqa: E402
-from benchmarks.record import RESULTS, read_runs, store_run  # noqa: E402
+from benchmarks.measure.record import RESULTS, read_runs, store_run  # noqa: E402
+from benchmarks.stages.journal import JOURNAL, Journal  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.data.shards import write_json  # noqa: E402
 from train.arguments import command  # noqa: E402

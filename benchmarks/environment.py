@@ -21,8 +21,8 @@ if not __package__:
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 
-from benchmarks.markdown import memory  # noqa: E402
-from benchmarks.record import RESULTS, facts, store_run  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, store_run  # noqa: E402
+from benchmarks.report.markdown import memory  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from export.run_onnx import PROVIDERS, OnnxError, open_session  # noqa: E402
 from train.arguments import command  # noqa: E402

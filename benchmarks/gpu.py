@@ -28,11 +28,11 @@ if not __package__:
 
 import torch  # noqa: E402
 
-from benchmarks.journal import Journal  # noqa: E402
-from benchmarks.limited import GRACE, run_limited  # noqa: E402
-from benchmarks.owed import owed  # noqa: E402
-from benchmarks.record import RESULTS  # noqa: E402
-from benchmarks.stages import FULL, LIMIT, Plan, Stage  # noqa: E402
+from benchmarks.measure.record import RESULTS  # noqa: E402
+from benchmarks.stages.journal import Journal  # noqa: E402
+from benchmarks.stages.limited import GRACE, run_limited  # noqa: E402
+from benchmarks.stages.owed import owed  # noqa: E402
+from benchmarks.stages.plan import FULL, LIMIT, Plan, Stage  # noqa: E402
 from depthzoo.data.shards import read_dataset  # noqa: E402
 from depthzoo.registry import closest  # noqa: E402
 from train.arguments import command  # noqa: E402
@@ -236,7 +236,7 @@ def check(args: argparse.Namespace, plan: Plan) -> None:
 def run(args: argparse.Namespace) -> int:
     """Lists, or runs."""
     if args.rehearse:
-        from benchmarks.rehearsal import rehearse
+        from benchmarks.stages.rehearsal import rehearse
 
         return rehearse()
     out = Path(args.out).resolve()

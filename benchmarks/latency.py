@@ -6,7 +6,7 @@ All that is timed at one size and batch takes turns, round by round, in one run;
 compared. The figures go into results/latency.DEVICE.json after each run. What takes only multiples of 32 or 14 gets the
 nearest ones, which its row says. "native" is the size that a network's own preprocessing makes of a 480x640 picture.
 The share of the floor is that of the time which the operations take at the rate of a matrix product, or the bytes at
-that of a copy, both measured here (benchmarks/ceiling.py, cost.py). INT8 is calibrated on synthetic rooms, or on the
+that of a copy, both measured here (measure/ceiling.py, cost.py). INT8 is calibrated on synthetic rooms, or on the
 shards of --data; exported files are kept in --files.
 """
 
@@ -25,15 +25,15 @@ if not __package__:
 
 import torch  # noqa: E402
 
-from benchmarks import backends, timing  # noqa: E402
-from benchmarks.backends import BACKENDS, PRECISIONS, TORCH, CannotRunError, Prepared  # noqa: E402
-from benchmarks.ceiling import Ceiling, measure_ceiling  # noqa: E402
-from benchmarks.cost import Cost, count_cost  # noqa: E402
-from benchmarks.exported import FILES  # noqa: E402
-from benchmarks.latency_report import report  # noqa: E402
-from benchmarks.networks import Network, networks  # noqa: E402
-from benchmarks.peers import PEERS  # noqa: E402
-from benchmarks.record import RESULTS, facts, read_runs, store_run  # noqa: E402
+from benchmarks.measure import backends, timing  # noqa: E402
+from benchmarks.measure.backends import BACKENDS, PRECISIONS, TORCH, CannotRunError, Prepared  # noqa: E402
+from benchmarks.measure.ceiling import Ceiling, measure_ceiling  # noqa: E402
+from benchmarks.measure.cost import Cost, count_cost  # noqa: E402
+from benchmarks.measure.exported import FILES  # noqa: E402
+from benchmarks.measure.networks import Network, networks  # noqa: E402
+from benchmarks.measure.peers import PEERS  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, read_runs, store_run  # noqa: E402
+from benchmarks.report.latency_report import report  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, closest  # noqa: E402

@@ -33,9 +33,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.data import DataLoader, RandomSampler  # noqa: E402
 
-from benchmarks.mat_file import MatFile  # noqa: E402
-from benchmarks.record import RESULTS, facts, read_runs, store_run  # noqa: E402
-from benchmarks.sample_set import frames_of  # noqa: E402
+from benchmarks.measure.mat_file import MatFile  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, read_runs, store_run  # noqa: E402
+from benchmarks.measure.sample_set import frames_of  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402

@@ -25,8 +25,8 @@ if not __package__:
 from PIL import Image  # noqa: E402
 from PIL.PngImagePlugin import PngInfo  # noqa: E402
 
-from benchmarks import plot_data  # noqa: E402
-from benchmarks.record import RESULTS  # noqa: E402
+from benchmarks.measure.record import RESULTS  # noqa: E402
+from benchmarks.report import plot_data  # noqa: E402
 from train.arguments import command  # noqa: E402
 
 # The key of the digest in a picture.
@@ -74,7 +74,7 @@ def drawn(results: Path) -> dict[str, str]:
 
 def write(plot: Plot, results: Path) -> Path:
     """Draws one plot; the same figures give the same bytes."""
-    from benchmarks.drawing import DRAW
+    from benchmarks.report.drawing import DRAW
 
     content = io.BytesIO()
     DRAW[plot.kind](plot.data).savefig(content, format="png", dpi=DPI)

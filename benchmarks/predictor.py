@@ -23,7 +23,7 @@ if not __package__:
 
 import torch  # noqa: E402
 
-from benchmarks.record import RESULTS, facts, store_run  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, store_run  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.data.codec import encode_image  # noqa: E402
 from depthzoo.data.rooms import render  # noqa: E402

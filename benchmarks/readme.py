@@ -17,9 +17,9 @@ if not __package__:
     # Only depthzoo is installed; the tables also need the checkout's benchmarks.
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import accuracy_tables, latency_tables, training_tables  # noqa: E402
-from benchmarks.measured import collect, place  # noqa: E402
-from benchmarks.record import RESULTS  # noqa: E402
+from benchmarks.measure.record import RESULTS  # noqa: E402
+from benchmarks.report import accuracy_tables, latency_tables, training_tables  # noqa: E402
+from benchmarks.report.measured import collect, place  # noqa: E402
 from train.arguments import command  # noqa: E402
 
 Table = Callable[[Path], str]

@@ -31,13 +31,13 @@ if not __package__:
 
 import torch  # noqa: E402
 
-from benchmarks.curve import Curve, row  # noqa: E402
-from benchmarks.largest_batch import free_unused, is_memory  # noqa: E402
 from benchmarks.loading import Batches, in_order, speed, time_in_turns  # noqa: E402
-from benchmarks.processes import train_together  # noqa: E402
-from benchmarks.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
-from benchmarks.sample_set import about, frames_of, recipe, start_run, without_bars  # noqa: E402
-from benchmarks.ways import TURN_SECONDS, Step, steps_in_turn, turn  # noqa: E402
+from benchmarks.measure.curve import Curve, row  # noqa: E402
+from benchmarks.measure.largest_batch import free_unused, is_memory  # noqa: E402
+from benchmarks.measure.processes import train_together  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
+from benchmarks.measure.sample_set import about, frames_of, recipe, start_run, without_bars  # noqa: E402
+from benchmarks.measure.ways import TURN_SECONDS, Step, steps_in_turn, turn  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, create_model  # noqa: E402

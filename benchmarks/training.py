@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--models NAME ...] [--data DIR] [--size HxW] [--batches 4 16] [--device cuda]
 
-Each model trains in turns, in one run: the plain loop ("seed", benchmarks/seed_loop.py), the same loop with its frames
+Each model trains in turns, in one run: the plain loop ("seed", measure/seed_loop.py), the same loop with its frames
 decoded beforehand ("seed from memory"), and the steps of ``python -m train`` with the model's recipe ("ours": bf16,
 channels_last, augmentation, moving average), at equal batches. DIR is a data set of ``train.prepare``; without one,
 rooms are rendered. Peak memory is that of a step once warm: of CUDA's allocator, or on a CPU of a new process above
@@ -30,14 +30,14 @@ if not __package__:
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from benchmarks import memory  # noqa: E402
-from benchmarks.ceiling import Ceiling, measure_ceiling  # noqa: E402
-from benchmarks.children import in_children  # noqa: E402
-from benchmarks.largest_batch import GIB, free_unused, is_memory, largest_rows  # noqa: E402
-from benchmarks.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
-from benchmarks.sample_set import about, frames_of, recipe  # noqa: E402
-from benchmarks.seed_loop import write_files  # noqa: E402
-from benchmarks.ways import TURN_SECONDS, WAYS, Step, Work, start, steps_in_turn, turn  # noqa: E402
+from benchmarks.measure import memory  # noqa: E402
+from benchmarks.measure.ceiling import Ceiling, measure_ceiling  # noqa: E402
+from benchmarks.measure.children import in_children  # noqa: E402
+from benchmarks.measure.largest_batch import GIB, free_unused, is_memory, largest_rows  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
+from benchmarks.measure.sample_set import about, frames_of, recipe  # noqa: E402
+from benchmarks.measure.seed_loop import write_files  # noqa: E402
+from benchmarks.measure.ways import TURN_SECONDS, WAYS, Step, Work, start, steps_in_turn, turn  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, list_models  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 
 import depthzoo
 from benchmarks import adopt
-from benchmarks.journal import JOURNAL
+from benchmarks.stages.journal import JOURNAL
 from depthzoo import weights
 from train.arguments import command
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import backends, exported, memory, timing
-from benchmarks.backends import CannotRunError, at_most, out_of_memory, precisions_of, prepare, ways
+from benchmarks.measure import backends, exported, memory, timing
+from benchmarks.measure.backends import CannotRunError, at_most, out_of_memory, precisions_of, prepare, ways
 from depthzoo.registry import create_model
 from export.latency import random_images
 from export.run_onnx import OnnxError

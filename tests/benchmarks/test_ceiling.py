@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import ceiling
 from benchmarks.architectures import RESULT
-from benchmarks.ceiling import Ceiling, matrix_product, measure_ceiling
-from benchmarks.cost import count_cost
+from benchmarks.measure import ceiling
+from benchmarks.measure.ceiling import Ceiling, matrix_product, measure_ceiling
+from benchmarks.measure.cost import count_cost
 from depthzoo.registry import create_model
 
 

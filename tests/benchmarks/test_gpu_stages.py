@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, owed, stages
+from benchmarks import gpu
 from benchmarks.gpu import Runner
-from benchmarks.journal import JOURNAL, Journal
-from benchmarks.limited import run_limited
-from benchmarks.owed import WANTED, Wanted
-from benchmarks.stages import FULL, TINY, Plan, Stage
+from benchmarks.stages import owed, plan
+from benchmarks.stages.journal import JOURNAL, Journal
+from benchmarks.stages.limited import run_limited
+from benchmarks.stages.owed import WANTED, Wanted
+from benchmarks.stages.plan import FULL, TINY, Plan, Stage
 from depthzoo import weights
 from depthzoo.data.shards import write_dataset
 from train.arguments import command
@@ -62,7 +63,7 @@ def leave(path: Path) -> str:
 
 @pytest.mark.parametrize("scale", [FULL, TINY], ids=["full", "tiny"])
 def test_every_command_is_one_that_its_script_takes(
-    scale: stages.Scale, data: Path, out: Path, root: Path
+    scale: plan.Scale, data: Path, out: Path, root: Path
 ) -> None:
     names = set()
     for stage in Plan(out, scale, data, data / "frames.mat", "none").stages():

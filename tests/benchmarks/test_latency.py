@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import latency, networks, peers
-from benchmarks.ceiling import Ceiling
+from benchmarks import latency
 from benchmarks.latency import parser, run
-from benchmarks.latency_report import report
-from benchmarks.peers import Peer
-from benchmarks.record import read_runs
+from benchmarks.measure import networks, peers
+from benchmarks.measure.ceiling import Ceiling
+from benchmarks.measure.peers import Peer
+from benchmarks.measure.record import read_runs
+from benchmarks.report.latency_report import report
 from depthzoo import registry
 from train.arguments import command
 

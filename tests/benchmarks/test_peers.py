@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import peers
-from benchmarks.cost import count_cost
-from benchmarks.peers import PEERS, PICTURE, Dense, build_peer
+from benchmarks.measure import peers
+from benchmarks.measure.cost import count_cost
+from benchmarks.measure.peers import PEERS, PICTURE, Dense, build_peer
 
 # Smallest inputs that are quick, with sides of each network's multiple.
 SMALL = {"depth_anything_v2_small": (56, 70)}
@@ -121,7 +121,7 @@ def refuse(*_, **__):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 import sys
 sys.path.insert(0, sys.argv[1])
-from benchmarks.peers import PEERS, build_peer
+from benchmarks.measure.peers import PEERS, build_peer
 for name in PEERS:
     build_peer(name)
     print(name)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import plot, plot_data
+from benchmarks import plot
+from benchmarks.report import plot_data
 from depthzoo import weights
 from train.arguments import command
 

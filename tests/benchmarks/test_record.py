@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import depthzoo
-from benchmarks import record
-from benchmarks.record import facts, is_stored, read_runs, store_run
+from benchmarks.measure import record
+from benchmarks.measure.record import facts, is_stored, read_runs, store_run
 
 KEYS = ("size", "batch")
 

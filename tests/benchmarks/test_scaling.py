@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import processes, sample_set, scaling
-from benchmarks.curve import Curve, power, row
-from benchmarks.ways import Step
+from benchmarks import scaling
+from benchmarks.measure import processes, sample_set
+from benchmarks.measure.curve import Curve, power, row
+from benchmarks.measure.ways import Step
 from train.arguments import command
 
 CPU = torch.device("cpu")

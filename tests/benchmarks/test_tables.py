@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy_tables, latency_tables, markdown, training_tables
 from benchmarks.readme import gpu
+from benchmarks.report import accuracy_tables, latency_tables, markdown, training_tables
 
 SOURCE = (
     "<sub>Z80, 2 threads, load before 0.2; depthzoo 0.1.0, python 3.11.7, torch 2.15.0; commit 0123456+; "

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import largest_batch, memory, sample_set, training, ways
-from benchmarks.ceiling import Ceiling
-from benchmarks.children import in_children
-from benchmarks.live_tensors import LiveTensors, counted_peak
-from benchmarks.seed_loop import InMemory, PictureFiles, SeedLoop, write_files
+from benchmarks import training
+from benchmarks.measure import largest_batch, memory, sample_set, ways
+from benchmarks.measure.ceiling import Ceiling
+from benchmarks.measure.children import in_children
+from benchmarks.measure.live_tensors import LiveTensors, counted_peak
+from benchmarks.measure.seed_loop import InMemory, PictureFiles, SeedLoop, write_files
 from depthzoo.data.shards import ShardDataset
 from depthzoo.registry import list_models
 from train.arguments import command

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import read_runs
+from benchmarks.measure.record import read_runs
 
 # Device kind, and what tells one machine from another.
 Place = tuple[str, str]

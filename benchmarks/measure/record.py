@@ -18,7 +18,7 @@ from depthzoo.data.shards import write_json
 from export.latency import processor
 from train.cards import commit, versions
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def facts(

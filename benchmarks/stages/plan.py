@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.owed import RECIPES, WANTED, Wanted, first, length
-from benchmarks.record import RESULTS
+from benchmarks.measure.record import RESULTS
+from benchmarks.stages.owed import RECIPES, WANTED, Wanted, first, length
 from depthzoo import weights as zoo_weights
 from depthzoo.data.shards import read_dataset
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measured import collect, place
-from benchmarks.stages import Stage
+from benchmarks.report.measured import collect, place
+from benchmarks.stages.plan import Stage
 from depthzoo.data.shards import write_json
 from train.cards import commit
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sample_set import recipe, start_run
-from benchmarks.seed_loop import InMemory, PictureFiles, SeedLoop
+from benchmarks.measure.sample_set import recipe, start_run
+from benchmarks.measure.seed_loop import InMemory, PictureFiles, SeedLoop
 
 WAYS = ("seed", "seed from memory", "ours")
 # Seconds of steps that are timed together, at least one step: a GPU works on while the next are prepared.

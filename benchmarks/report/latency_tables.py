@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import folded, memory, not_measured, number, shape, sources, table
-from benchmarks.measured import Place, collect, place, unmeasured
+from benchmarks.report.markdown import folded, memory, not_measured, number, shape, sources, table
+from benchmarks.report.measured import Place, collect, place, unmeasured
 from depthzoo import weights
 
 # In the order of the columns; others follow by name.

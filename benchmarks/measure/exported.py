@@ -10,7 +10,7 @@ from depthzoo.models import DepthModel
 from export.facts import describe
 from export.to_onnx import export_onnx
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "out" / "onnx"
 # What decides over a file beside the weights.
 SOURCES = ("depthzoo/models/*.py", "export/*.py")

@@ -18,7 +18,7 @@ from train.feed import Sources
 from train.prepare import write
 from train.sources import synthetic_rooms
 
-RECIPES = Path(__file__).resolve().parents[1] / "train" / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"
 STORED = (240, 320)  # of the rooms; a benchmark's own size follows from it
 ROOMS_TERMS = "synthetic"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from train.config import load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "train" / "recipes"
 # What a recipe made for the 50K set sees on a smaller one, which is what recipes for the labelled set see.
 IMAGES = 160_000

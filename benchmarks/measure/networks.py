@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.exported import FILES, exported
-from benchmarks.peers import PEERS, build_peer
+from benchmarks.measure.exported import FILES, exported
+from benchmarks.measure.peers import PEERS, build_peer
 from depthzoo import weights as zoo_weights
 from depthzoo.registry import create_model
 from export.facts import working_size

@@ -17,8 +17,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from benchmarks.memory import held, peak
-from benchmarks.peers import nearest
+from benchmarks.measure.memory import held, peak
+from benchmarks.measure.peers import nearest
 from export.graph import MULTIPLE
 from export.latency import random_images
 from export.run_onnx import OnnxDepth, OnnxError, milliseconds

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import memory, not_measured, number, shape, sources, table
-from benchmarks.measured import Place, collect, place, unmeasured
+from benchmarks.report.markdown import memory, not_measured, number, shape, sources, table
+from benchmarks.report.measured import Place, collect, place, unmeasured
 
 Row = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 
 from benchmarks.gpu import ROOT, Runner
-from benchmarks.journal import Journal
-from benchmarks.limited import run_limited
-from benchmarks.stages import LIMIT, TINY, Plan
+from benchmarks.stages.journal import Journal
+from benchmarks.stages.limited import run_limited
+from benchmarks.stages.plan import LIMIT, TINY, Plan
 from depthzoo.data.rooms import render
 
 ROOMS, FRAMES = 4, 3

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import shape, size, sources, table
+from benchmarks.report.markdown import shape, size, sources, table
 from depthzoo import weights
 from depthzoo.registry import list_models
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_tables import load
-from benchmarks.latency_tables import latency_groups, named, order, rows_of, way
-from benchmarks.markdown import shape
-from benchmarks.measured import Place
-from benchmarks.training_tables import scaling_groups, training_groups
+from benchmarks.report.accuracy_tables import load
+from benchmarks.report.latency_tables import latency_groups, named, order, rows_of, way
+from benchmarks.report.markdown import shape
+from benchmarks.report.measured import Place
+from benchmarks.report.training_tables import scaling_groups, training_groups
 from depthzoo import weights
 
 Found = tuple[dict[str, Any], dict[str, str]]

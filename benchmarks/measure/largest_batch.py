@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.live_tensors import counted_peak
-from benchmarks.sample_set import recipe, start_run
-from benchmarks.ways import Work
+from benchmarks.measure.live_tensors import counted_peak
+from benchmarks.measure.sample_set import recipe, start_run
+from benchmarks.measure.ways import Work
 from train.engine import Run
 
 GIB = 2**30

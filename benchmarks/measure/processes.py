@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.children import in_children
-from benchmarks.sample_set import recipe, start_run
+from benchmarks.measure.children import in_children
+from benchmarks.measure.sample_set import recipe, start_run
 from train.distributed import joined
 
 WARM_STEPS = 3

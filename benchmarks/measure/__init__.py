@@ -1,0 +1,1 @@
+"""What the benchmarks measure with: ways of running a network, what it is compared with, ceilings, records."""

@@ -1,0 +1,1 @@
+"""From result files to the tables and pictures of the benchmarks."""
