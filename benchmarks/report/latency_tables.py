@@ -239,7 +239,6 @@ def predictor(results: Path) -> str:
             for what in whats:
                 over = rows[what]["over_forward"] if what in rows else None
                 cells.append("" if over is None else f"{number(rows[what]['median'])} ({over:+.0%})")
-                cells.append("" if over is None else f"{number(rows[what]['median'])} ({over:+.0%})")
             lines.append(cells)
         parts.append(f"**{place(run)[1]}, a picture of {shape(run['picture'])}**, median milliseconds")
         parts.append(table(["model", "works at", "network", *whats], lines, left=2))

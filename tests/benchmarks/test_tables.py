@@ -133,6 +133,22 @@ def test_the_summary_has_one_size(made_results: Path) -> None:
     assert text.count("**") == 2 and "480x640, batch 1" in text and "| *smp Unet(resnet50)* |" in text
 
 
+def test_predictor(made_results: Path) -> None:
+    whats = {"network": 20.0, "Predictor, file": 23.0, "Predictor, array": 21.0, "step: decode": 3.0}
+    rows = [{"what": what, "model": "unet", "size": [96, 128], "median": ms} for what, ms in whats.items()]
+    for row in rows[1:3]:
+        row["over_forward"] = row["median"] / 20 - 1
+    (other, *_) = json.loads((made_results / "latency.cpu.json").read_text())["runs"]
+    run = other | {"picture": [480, 640], "rows": rows}
+    (made_results / "predictor.cpu.json").write_text(json.dumps({"runs": [run]}))
+    assert latency_tables.predictor(made_results).startswith(
+        "**Z80, 2 threads, a picture of 480x640**, median milliseconds\n\n"
+        "| model | works at | network | Predictor, file | Predictor, array |\n"
+        "|---|---|--:|--:|--:|\n"
+        "| `unet` | 96x128 | 20.0 | 23.0 (+15%) | 21.0 (+5%) |\n"
+    )
+
+
 def test_training(made_results: Path) -> None:
     assert training_tables.training(made_results) == (
         "**Z80, 2 threads, 96x128**\n\n"
