@@ -1,5 +1,6 @@
 """From a model of the zoo to its ONNX graph, and what every pass over that graph asks of it."""
 
+import copy
 import logging
 import os
 import tempfile
@@ -44,9 +45,11 @@ def trace(model: DepthModel, opset: int = OPSETS[0]) -> onnx.ModelProto:
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     dims |= {2: MULTIPLE * torch.export.Dim("h"), 3: MULTIPLE * torch.export.Dim("w")}
     example = torch.rand(TRACED_SHAPE, generator=torch.Generator().manual_seed(0))
+    # Weights in channels_last, as Predictor leaves them on a CPU, would be traced with Shape nodes.
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     with quiet():
         program = torch.onnx.export(
-            model,
+            plain,
             (example,),
             input_names=["image"],
             output_names=["depth"],
@@ -96,6 +99,27 @@ def clean(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
     if model.functions:
         raise ExportError("the graph has local functions, which were to be inlined")
+    number(model)
+
+
+def number(model: onnx.ModelProto) -> None:
+    """Names nodes, what they make and constants by their place; the exporter's counters depend on what it did before.
+
+    Inputs, outputs and the model's own weights keep their names.
+    """
+    graph = model.graph
+    names = {value.name: value.name for value in graph.output}
+    constants = (tensor.name for tensor in graph.initializer if "." not in tensor.name)
+    names |= {name: f"constant_{index}" for index, name in enumerate(constants)}
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type.lower()}_{index}"
+        outputs = [name for name in node.output if name and name not in names]
+        names |= {name: f"{node.name}.{place}" if place else node.name for place, name in enumerate(outputs)}
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [names.get(name, name) for name in field]
+    for part in (*graph.initializer, *graph.value_info):
+        part.name = names.get(part.name, part.name)
 
 
 def fix_size(model: onnx.ModelProto, size: tuple[int, int]) -> None:

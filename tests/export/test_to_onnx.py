@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from depthzoo.models import DepthModel
+from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model, list_models
 from depthzoo.weights import models_with_weights
 from export import graph, to_onnx
@@ -159,6 +160,34 @@ def test_the_file_does_not_say_where_it_was_made(mobilenet_file: Path) -> None:
 def test_exporting_twice_gives_the_same_bytes(tiny: DepthModel, tiny_file: Path, tmp_path: Path) -> None:
     export_onnx(tiny, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == tiny_file.read_bytes()
+
+
+def test_weights_in_channels_last_give_the_same_bytes() -> None:
+    model = create_model("unet_mobilenet_v3", weights=None).eval()
+    first = graph.trace(model).SerializeToString(deterministic=True)
+    Predictor(model, device="cpu")
+    assert any(not parameter.is_contiguous() for parameter in model.parameters())
+    assert graph.trace(model).SerializeToString(deterministic=True) == first
+    assert any(
+        not parameter.is_contiguous() for parameter in model.parameters()
+    )  # the caller's stay as they are
+
+
+def test_names_do_not_depend_on_the_exporters_counters(tiny: DepthModel) -> None:
+    first = graph.trace(tiny)
+    other = onnx.ModelProto()
+    other.CopyFrom(first)
+    kept = {"", "image", "depth", *(t.name for t in first.graph.initializer if "." in t.name)}
+    for node in other.graph.node:
+        node.name = f"other_{node.name}"
+        for names in (node.input, node.output):
+            names[:] = [name if name in kept else f"other_{name}" for name in names]
+    for part in (*other.graph.initializer, *other.graph.value_info):
+        part.name = part.name if part.name in kept else f"other_{part.name}"
+    onnx.checker.check_model(other, full_check=True)
+    assert other != first
+    graph.number(other)
+    assert other == first
 
 
 def test_a_fixed_size_leaves_the_batch_open(tiny: DepthModel, tiny_fixed_file: Path) -> None:
