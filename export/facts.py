@@ -69,9 +69,12 @@ def describe(
 
 
 def write_facts(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
-    """Makes ``facts`` the metadata of a file: strings, JSON where there is structure."""
+    """Makes ``facts`` the metadata of a file: strings, JSON where there is structure.
+
+    The format comes last, and the metadata last in the file: a file that has been cut short does not name it.
+    """
     del model.metadata_props[:]
-    for key, value in facts.items():
+    for key, value in sorted(facts.items(), key=lambda fact: fact[0] == "format"):
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     image = facts["input"]
     dims = "(N, H, W, 3)" if image["layout"] == "NHWC" else "(N, 3, H, W)"

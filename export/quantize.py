@@ -51,7 +51,9 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
         raise ExportError(f"{path} is no ONNX file, or one cut short") from None
     facts = read_facts(model)
     if not str(facts.get("format", "")).startswith("depthzoo/") or "precision" not in facts:
-        raise ExportError(f"{path} is an ONNX file, but not one made by export/to_onnx.py")
+        raise ExportError(
+            f"{path} is an ONNX file, but not one made by export/to_onnx.py, or it is cut short"
+        )
     if facts["precision"] != "fp32":
         raise ExportError(f"{path} is {facts['precision']} already; quantise the fp32 file")
     if facts["input"]["type"] != "float32":

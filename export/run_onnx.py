@@ -189,7 +189,9 @@ def read_metadata(session: ort.InferenceSession, name: str) -> dict[str, Any]:
     tensors = [tensor.name for tensor in (*session.get_inputs(), *session.get_outputs())]
     says = str(metadata.get("format")).startswith("depthzoo/") and {"input", "size"} <= metadata.keys()
     if not says or tensors != ["image", "depth"]:
-        raise OnnxError(f"{name} is an ONNX file, but not one made by depthzoo's to_onnx.py")
+        raise OnnxError(
+            f"{name} is an ONNX file, but not one made by depthzoo's to_onnx.py, or it is cut short"
+        )
     return metadata
 
 

@@ -34,7 +34,9 @@ class OnnxNetwork:
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         ours = str(self.metadata.get("format", "")).startswith("depthzoo/")
         if not ours or [t.name for t in inputs] != ["image"] or [t.name for t in outputs] != ["depth"]:
-            raise ValueError(f"{path} is an ONNX file, but not one made by export/to_onnx.py")
+            raise ValueError(
+                f"{path} is an ONNX file, but not one made by export/to_onnx.py, or it is cut short"
+            )
         if inputs[0].type != "tensor(float)" or outputs[0].type != "tensor(float)":
             raise ValueError(
                 f"{path} takes {inputs[0].type} and gives {outputs[0].type}; expected the variant with float32"
