@@ -11,6 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+# PyTorch before 2.15 has no formula for attention on a CPU; it is that of the same attention on a GPU.
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+GPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
+FORMULAS = {CPU_ATTENTION: flop_registry[GPU_ATTENTION], **flop_registry}
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -46,7 +50,7 @@ class Traffic(TorchDispatchMode):
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
+        if func.overloadpacket in FORMULAS:
             tensors = tree_leaves((args, dict(kwargs or {}), result))
             self.elements += sum(each.numel() for each in tensors if isinstance(each, Tensor))
         return result
@@ -63,6 +67,7 @@ def count_cost(network: nn.Module, size: tuple[int, int], batch: int) -> Cost:
     shapes = FakeTensorMode(allow_non_fake_inputs=True)
     # Under no_grad, not inference_mode: composite operators come apart into those that have a formula.
     with torch.no_grad(), shapes, FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        flops.flop_registry = FORMULAS
         network(torch.empty(batch, 3, *size))
     parameters = sum(each.numel() for each in network.parameters())
     return Cost(parameters, flops.get_total_flops() / 1e9, traffic.elements)

@@ -1,5 +1,6 @@
 """Ways of running a network: what runs, how often at half the batch, and why something does not."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -287,16 +288,19 @@ def test_files_take_multiples_of_32() -> None:
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="only Linux tells of a resident set and its peak")
 def test_peak_memory_is_that_of_the_call() -> None:
+    taken = 256 << 20  # what other tests leave behind may be given back in between
+
     def call() -> None:
-        np.ones(64 << 20, np.uint8)
+        np.ones(taken, np.uint8)
 
     call()
+    gc.collect()
     for _ in range(2):  # the second time, too, although what was used is free to be used again
         before = memory.held(CPU)
         most = memory.peak(call, CPU)
         assert before is not None and most is not None
-        assert most - before == pytest.approx(64 << 20, abs=8 << 20)
-    assert (memory.peak(lambda: None, CPU) or 0) - (memory.held(CPU) or 0) < 8 << 20
+        assert most - before == pytest.approx(taken, rel=0.1)
+    assert (memory.peak(lambda: None, CPU) or 0) - (memory.held(CPU) or 0) < taken / 10
 
 
 def test_memory_that_nobody_tells_of_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
