@@ -68,7 +68,7 @@ FULL = Scale(
     over=("pixels", "batch", "workers", "processes"),
     flags={
         "tests": "-k '(cuda or gpu) and not gpu_stages' tests",
-        "latency": "--precisions fp32 fp16 --seconds 90",
+        "latency": "--precisions fp32 tf32 fp16 --seconds 90",
         "peers": "--models unet_resnet50 unet_mobilenet_v3 --peers all --precisions fp32 fp16 --seconds 120 "
         "--backends eager onnxruntime onnxruntime-cuda-graph",
         "predictor": "--seconds 20",
@@ -90,11 +90,12 @@ TINY = Scale(
         "latency": "--backends eager onnxruntime --precisions fp32 --rounds 3 --seconds 1",
         "peers": "--models unet_mobilenet_v3 --peers lraspp_mobilenet_v3_large --backends eager --rounds 3 --seconds 1",
         "predictor": "unet_mobilenet_v3 --sizes 64x96 --rounds 3 --seconds 1",
-        "training": "--stages speed --ways seed ours --size 64x96 --frames 4 --batches 2 --rounds 3 --seconds 1",
-        "largest": "--stages largest --size 64x96 --frames 4 --cards 16",
+        "training": "--stages speed --ways ours --precision fp32 --size 64x96 --frames 4 --batches 2 --seconds 1",
+        "largest": "--stages largest --precision fp32 --size 64x96 --frames 4 --cards 16",
         "scaling": "--models unet_mobilenet_v3 --batches 1 2 --size 64x96 --frames 4 --seconds 1",
         "loading": "--frames 2 --batch 2 --rounds 1 --processes 1 --size 64x96",
-        "train": "--size 64x96 --batch-size 2 --steps 4 --validate-every 2 --checkpoint-every 2 --no-report",
+        "train": "--size 64x96 --batch-size 2 --steps 4 --validate-every 2 --checkpoint-every 2 --precision fp32 "
+        "--no-report",
     },
     wanted=(Wanted("unet_mobilenet_v3", "nyu", "unet_mobilenet_v3"),),
 )
