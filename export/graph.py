@@ -1,6 +1,5 @@
 """From a model of the zoo to its ONNX graph, and what every pass over that graph asks of it."""
 
-import copy
 import logging
 import os
 import tempfile
@@ -36,7 +35,7 @@ def trace(model: DepthModel, opset: int = OPSETS[0]) -> onnx.ModelProto:
     no Shape node is left and every BatchNorm folds into its convolution.
 
     Args:
-        model: on the CPU, in float32 and eval mode.
+        model: on the CPU, in float32 and eval mode, its weights contiguous: others are traced with Shape nodes.
         opset: ONNX operator set, 18 to 25.
 
     Raises:
@@ -45,11 +44,9 @@ def trace(model: DepthModel, opset: int = OPSETS[0]) -> onnx.ModelProto:
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     dims |= {2: MULTIPLE * torch.export.Dim("h"), 3: MULTIPLE * torch.export.Dim("w")}
     example = torch.rand(TRACED_SHAPE, generator=torch.Generator().manual_seed(0))
-    # Weights in channels_last, as Predictor leaves them on a CPU, would be traced with Shape nodes.
-    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     with quiet():
         program = torch.onnx.export(
-            plain,
+            model,
             (example,),
             input_names=["image"],
             output_names=["depth"],

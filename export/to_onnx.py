@@ -91,7 +91,8 @@ def export_onnx(
     """
     path = Path(path)
     check_arguments(path, size, opset, precision)
-    model = copy.deepcopy(model).cpu().float().eval()
+    # Predictor leaves weights in channels_last, which changes the graph and what rounding does.
+    model = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     graph = trace(model, opset)
     graph, parity = finish(graph, model, size, precision, uint8=uint8, data=data, weights_file=weights_file)
     write(graph.SerializeToString(), path)
