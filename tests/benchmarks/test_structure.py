@@ -1,0 +1,73 @@
+"""Edges and lines: measures whose answers are known."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.measure.structure import edge_f1, line_energy
+
+SHAPE = (1, 1, 64, 96)
+
+
+def step(column: int, height: float = 2.0) -> torch.Tensor:
+    """Depth of 1 m that rises by ``height`` at a column."""
+    depth = torch.ones(SHAPE)
+    depth[..., column:] += height
+    return depth
+
+
+def test_edges_where_they_are_in_truth() -> None:
+    whole = torch.ones(SHAPE, dtype=torch.bool)
+    assert edge_f1(step(40), step(40), whole, 0.5).tolist() == [1.0]
+    # An edge of a step is two pixels wide: one of them is hit where it is off by one, none by two.
+    assert edge_f1(step(41), step(40), whole, 0.5).tolist() == [0.5]
+    assert edge_f1(step(42), step(40), whole, 0.5).tolist() == [0.0]
+    assert edge_f1(torch.ones(SHAPE), step(40), whole, 0.5).tolist() == [0.0]
+
+
+def test_an_edge_is_a_sobel_magnitude_over_the_threshold() -> None:
+    whole = torch.ones(SHAPE, dtype=torch.bool)
+    low = step(40, 0.2)  # 4 times that: 0.8 m
+    assert edge_f1(low, step(40), whole, 0.75).tolist() == [1.0]
+    assert edge_f1(low, step(40), whole, 0.85).tolist() == [0.0]
+
+
+def test_pixels_that_do_not_count_and_pictures_without_an_edge() -> None:
+    whole = torch.ones(SHAPE, dtype=torch.bool)
+    left = whole.clone()
+    left[..., 30:] = False
+    both = step(20) + step(60)
+    assert edge_f1(step(20), both, left, 0.5).tolist() == [1.0]
+    assert edge_f1(step(20), both, whole, 0.5).item() == pytest.approx(2 / 3)
+    assert math.isnan(edge_f1(step(20), torch.ones(SHAPE), whole, 0.5).item())
+
+
+@pytest.mark.parametrize("lines", ["rows", "columns", "checkerboard"])
+def test_the_energy_of_lines_is_the_square_of_their_height(lines: str) -> None:
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    sign = 1 - 2 * ({"rows": y, "columns": x, "checkerboard": x + y}[lines] % 2)
+    depth = 3 + 0.1 * sign.float()
+    assert line_energy(depth[None, None]).item() == pytest.approx(0.01, rel=1e-4)
+    assert line_energy(2 * depth[None, None]).item() == pytest.approx(0.04, rel=1e-4)
+
+
+def test_what_is_no_line_has_no_energy() -> None:
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij")
+    smooth = torch.stack([torch.full_like(x, 4.0), 1 + 5 * x, 2 + torch.sin(20 * y)])[:, None]
+    assert line_energy(smooth).max() < 1e-6
+    # Lines four pixels apart are at half the Nyquist frequency.
+    wide = 3 + 0.1 * (torch.arange(96) % 4 // 2).float().expand(1, 1, 64, 96)
+    assert line_energy(wide).item() < 1e-6
+
+
+def test_lines_are_found_on_top_of_a_room() -> None:
+    room = step(40)
+    lines = 0.05 * (1 - 2 * (torch.arange(64) % 2)).float()[:, None]
+    assert line_energy(room + lines).item() == pytest.approx(line_energy(room).item() + 0.0025, rel=0.02)
+
+
+def test_depth_of_another_shape_is_refused() -> None:
+    for shape in ((1, 3, 64, 64), (64, 64), (1, 1, 16, 64)):
+        with pytest.raises(ValueError, match=r"depth must be \(N, 1, H, W\)"):
+            line_energy(torch.ones(shape))
