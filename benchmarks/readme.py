@@ -18,7 +18,7 @@ if not __package__:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure.record import RESULTS  # noqa: E402
-from benchmarks.report import accuracy_tables, latency_tables, training_tables  # noqa: E402
+from benchmarks.report import accuracy_tables, latency_tables, reproduction_tables, training_tables  # noqa: E402
 from benchmarks.report.measured import collect, place  # noqa: E402
 from train.arguments import command  # noqa: E402
 
@@ -90,6 +90,8 @@ DOCUMENTS: Mapping[str, Mapping[str, Table]] = {
         "loading": training_tables.loading,
         "export accuracy": accuracy_tables.export_accuracy,
         "overfit": accuracy_tables.overfit,
+        "reproduction": reproduction_tables.reproduction,
+        "reproduction picture": pictures("reproduction*.png"),
     },
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.readme import gpu
-from benchmarks.report import accuracy_tables, latency_tables, markdown, training_tables
+from benchmarks.report import accuracy_tables, latency_tables, markdown, reproduction_tables, training_tables
 
 SOURCE = (
     "<sub>Z80, 2 threads, load before 0.2; depthzoo 0.1.0, python 3.11.7, torch 2.15.0; commit 0123456+; "
@@ -218,3 +218,31 @@ def test_a_broken_result_file_is_named(made_results: Path) -> None:
     (made_results / "training.cpu.json").write_text("{}")
     with pytest.raises(ValueError, match=r"training.cpu.json: not a result file"):
         training_tables.training(made_results)
+
+
+def test_reproduction(made_results: Path) -> None:
+    assert reproduction_tables.reproduction(made_results) == "Not measured yet."
+    row = {"abs_rel": 0.3, "rmse": 1.0, "d1": 0.5, "edge_f1": 0.25}
+    rows = {
+        "mse": {str(seed): row | {"lines": 2.0 + seed} for seed in range(3)},
+        "bilinear": {str(seed): row | {"lines": 0.5, "abs_rel": 0.25} for seed in range(3)},
+        "mse_longer": {"0": row | {"lines": 2.0}},
+    }
+    (run, *_) = json.loads((made_results / "training.cpu.json").read_text())["runs"]
+    run |= {"command": "python benchmarks/reproduce.py", "split": "test", "count": 654, "rows": rows}
+    run |= {"size": [64, 96], "epochs": 10, "frames": None}
+    (made_results / "reproduction.json").write_text(json.dumps({"runs": [run]}))
+    text = reproduction_tables.reproduction(made_results)
+    assert text.startswith(
+        "**64x96, 10 passes; 654 test frames**\n\n"
+        "| row | seeds | AbsRel | RMSE | d1 | edge F1 | lines |\n"
+        "|---|--:|--:|--:|--:|--:|--:|\n"
+        "| `mse` | 3 | 0.300 (0.300 to 0.300) | 1.000 (1.000 to 1.000) | 0.500 (0.500 to 0.500) | "
+        "0.250 (0.250 to 0.250) | 3.000 (2.000 to 4.000) |\n"
+    )
+    assert "| `mse_longer` | 1 | 0.300 | 1.000 | 0.500 | 0.250 | 2.000 |" in text
+    assert (
+        "| bilinear upsampling removes the lines | lines of `bilinear` against `mse` | 0.500 against 3.000 "
+        "| 3 of 3 | holds |"
+    ) in text
+    assert text.endswith(SOURCE.format("reproduce.py"))

@@ -1,0 +1,55 @@
+"""The generated table of the reproduction: rows trained alike, and what they say of the first experiments' claims."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.claims import judge
+from benchmarks.measure.record import read_runs
+from benchmarks.report.markdown import shape, sources, table
+
+COLUMNS = {"abs_rel": "AbsRel", "rmse": "RMSE", "d1": "d1", "edge_f1": "edge F1", "lines": "lines"}
+
+
+def spread(values: list[float]) -> str:
+    """The mean, with the lowest and the highest of several."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+def reproduction(results: Path) -> str:
+    """Of each stored run: its rows, then its verdicts."""
+    runs = read_runs(results / "reproduction.json")
+    if not runs:
+        return "Not measured yet."
+    return "\n\n".join(one(run) for run in runs)
+
+
+def one(run: dict[str, Any]) -> str:
+    """A run of ``benchmarks/reproduce.py``."""
+    rows = run["rows"]
+    lines = []
+    for name, seeds in rows.items():
+        figures = list(seeds.values())
+        lines.append([f"`{name}`", len(figures), *(spread([row[key] for row in figures]) for key in COLUMNS)])
+    judged = [
+        [
+            verdict.claim.says,
+            f"{COLUMNS[verdict.claim.figure]} of `{verdict.claim.better}` against `{verdict.claim.other}`",
+            " against ".join(f"{mean:.3f}" for mean in verdict.means()),
+            f"{verdict.wins} of {len(verdict.pairs)}",
+            verdict.word(),
+        ]
+        for verdict in judge(rows)
+    ]
+    given = [
+        f"{run[key]} {word}" for key, word in (("epochs", "passes"), ("frames", "train frames")) if run[key]
+    ]
+    title = ", ".join([shape(run["size"]) if run["size"] else "the recipes' size", *given])
+    parts = [
+        f"**{title}; {run['count']} {run['split']} frames**",
+        table(["row", "seeds", *COLUMNS.values()], lines),
+    ]
+    if judged:
+        parts.append(table(["claim", "by", "means", "seeds", ""], judged, left=5))
+    return "\n\n".join([*parts, sources([run])])
