@@ -23,6 +23,7 @@ from benchmarks.stages.journal import JOURNAL, Journal  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.data.shards import write_json  # noqa: E402
 from train.arguments import command  # noqa: E402
+from train.cards import store_output  # noqa: E402
 
 # What tells one run from another, by question.
 SETTINGS = {
@@ -33,7 +34,7 @@ SETTINGS = {
     "predictor": ("picture", "names"),
     "environment": (),
 }
-LARGE = 100e6  # bytes of a file that a repository does not take
+LARGE = 70e6  # bytes of a file that a repository does not take
 
 
 def adopt_results(folder: Path) -> list[str]:
@@ -89,9 +90,11 @@ def adopt_weights(folder: Path) -> list[str]:
                 said.append(
                     f"{card['file']} is too large for a repository: only its card is here, release {file}"
                 )
+            else:
+                store_output(home / card["file"])
             if before not in (None, card["file"]):
                 said.append(
-                    f"{before} is no longer in the zoo's table: remove it and its card from {home.name}/"
+                    f"{before} is no longer in the zoo's table: remove it and what has its name from {home.name}/"
                 )
     return said
 

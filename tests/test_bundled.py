@@ -15,8 +15,12 @@ from depthzoo import weights
 from depthzoo.data.rooms import render
 from depthzoo.download import sha256_of
 from depthzoo.metrics import DepthMetrics
+from export.run_onnx import OnnxDepth
+from export.to_onnx import export_onnx
+from train.cards import PICTURE
 
 METRES_PER_STEP = 9.9955 / 255
+TOLERANCE = 1e-3  # metres: half a millimetre is lost by storing it
 TAGS = [(name, tag) for name in weights.models_with_weights() for tag in weights.tags(name)]
 
 
@@ -72,6 +76,27 @@ def test_torch_hub_gives_plausible_metres_on_real_frames(
         metrics.update(torch.from_numpy(prediction.depth)[None], truth(depth)[None])
     # The best constant has .48 on the whole test set.
     assert metrics.compute()["per_image"]["abs_rel"] < 0.35
+
+
+def stored_output(name: str, tag: str, root: Path) -> np.ndarray:
+    """Metres that these weights made of the bundled picture when they were stored."""
+    path = root / "weights" / weights.card(name, tag)["file"]
+    return np.asarray(Image.open(path.with_suffix(f".{PICTURE.stem}.depth.png"))) / 1000
+
+
+@pytest.mark.parametrize(("name", "tag"), TAGS)
+def test_the_stored_output_is_reproduced(name: str, tag: str, root: Path) -> None:
+    depth = depthzoo.Predictor(depthzoo.create_model(name, weights=tag), device="cpu").predict(PICTURE).depth
+    assert np.abs(depth - stored_output(name, tag, root)).max() < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tag"), TAGS)
+def test_an_onnx_file_reproduces_it(name: str, tag: str, root: Path, tmp_path: Path) -> None:
+    export_onnx(depthzoo.create_model(name, weights=tag), tmp_path / "model.onnx")
+    with Image.open(PICTURE) as picture:
+        depth = OnnxDepth(tmp_path / "model.onnx").predict(picture)
+    assert np.abs(depth - stored_output(name, tag, root)).max() < TOLERANCE
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ import depthzoo
 from depthzoo import weights as zoo_weights
 from depthzoo.metrics import EIGEN_CROP
 from depthzoo.models import DepthModel
+from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.config import TrainConfig, to_toml
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURE = Path(depthzoo.__file__).parent / "data" / "examples" / "desk.jpg"
 KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
 
 
@@ -123,7 +125,7 @@ def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]
 
 
 def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: str) -> Path:
-    """Writes the weights and the card into ``folder``, and the card into the manifest if that is the zoo's own.
+    """Writes weights, card and :func:`store_output` into ``folder``, the card into the manifest if it is the zoo's own.
 
     Returns:
         The weights' path.
@@ -132,4 +134,16 @@ def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: st
     path = zoo_weights.save(model, folder, tag, card)
     manifest = zoo_weights.MANIFEST if folder.resolve() == ROOT / "weights" else folder / "manifest.json"
     zoo_weights.publish(path, card, folder, manifest, default=True)
+    store_output(path)
     return path
+
+
+def store_output(path: Path) -> Path:
+    """Writes what a weights file makes of the bundled picture beside it, for a test to compute again.
+
+    Returns:
+        The path of a PNG of millimetres, NAME.desk.depth.png.
+    """
+    out = path.with_suffix(f".{PICTURE.stem}.depth.png")
+    Predictor(load_any(str(path)), device="cpu").predict(PICTURE).save_depth16(out)
+    return out

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import depthzoo
 from benchmarks import adopt
@@ -74,9 +75,12 @@ def test_results_weights_and_what_is_done_come_home(
     assert said == [
         "latency.cuda.json: 1 runs",
         f"{card['file']}: AbsRel 0.150",
-        f"{old} is no longer in the zoo's table: remove it and its card from weights/",
+        f"{old} is no longer in the zoo's table: remove it and what has its name from weights/",
         "stages.json: 1 stages",
     ]
+    output = weights.BUNDLED / card["file"].replace(".safetensors", ".desk.depth.png")
+    with Image.open(output) as picture:
+        assert picture.size == (640, 480)
 
 
 def test_a_file_too_large_for_a_repository_stays(

@@ -13,10 +13,11 @@ from depthzoo import weights as zoo_weights
 from depthzoo.data.codec import DatasetError, encode_depth, encode_image
 from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.metrics import METRICS
+from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
-from train.cards import load_any, make_card, store_weights
+from train.cards import PICTURE, load_any, make_card, store_weights
 from train.evaluate import evaluate, parser, run, torch_predict
 from train.samples import PAD, ranked
 
@@ -95,6 +96,10 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     stored = json.loads(path.with_suffix(".json").read_text())
     assert stored["file"] == path.name and path.name.startswith("unet_mobilenet_v3_nyu-")
     assert stored["metrics"]["per_image"] == results["per_image"] and stored["terms"] == "of the train data"
+    with Image.open(path.with_suffix(".desk.depth.png")) as output:
+        metres = np.asarray(output) / 1000
+    expected = Predictor(load_any(str(path)), device="cpu").predict(PICTURE).depth
+    assert np.abs(metres - expected).max() < 1e-3
     # The test set's terms bind weights only where they say nothing themselves.
     model.card = {**model.card, "terms": ""}
     assert make_card(model, report, {"terms": "research use"})["terms"] == "research use"
