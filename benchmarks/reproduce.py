@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.measure.claims import judge  # noqa: E402
-from benchmarks.measure.record import RESULTS, facts, read_runs, store_run  # noqa: E402
+from benchmarks.measure.record import RESULTS, facts, identity, read_runs, store_run  # noqa: E402
 from benchmarks.measure.structure import EDGES, edge_f1, line_energy  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics  # noqa: E402
@@ -95,6 +95,9 @@ def measure(
 
     Edges are looked for at the truth's size, in the pixels that the protocol counts; lines in the whole depth as the
     network gives it, against the truth averaged to that size, over frames whose truth has no holes.
+
+    Raises:
+        ValueError: there is no such frame.
     """
     model = create_model(config.model, weights=weights).to(device).eval()
     given: list[Tensor] = []
@@ -115,13 +118,17 @@ def measure(
             small = torch.nn.functional.interpolate(frames.truth[whole], given[0].shape[-2:], mode="area")
             drawn += float(line_energy(given[0][whole]).sum())
             true += float(line_energy(small).sum())
+    if not true:
+        raise ValueError(
+            f"no frame of the {dataset.split} split has truth everywhere, which lines are held against"
+        )
     found = metrics.compute()["per_image"]
     f1 = torch.cat(edges).nanmean(0)
     return {
         **{key: found[key] for key in METRICS},
         "edge_f1": float(f1.mean()),
         **{f"edge_f1_{metres:g}": float(value) for metres, value in zip(EDGES, f1, strict=True)},
-        "lines": drawn / true if true else float("nan"),
+        "lines": drawn / true,
     }
 
 
@@ -133,7 +140,7 @@ def run_rows(args: argparse.Namespace, dataset: ShardDataset) -> dict[str, dict[
     }
     run = {**facts(args.device), **settings, "count": len(dataset), "rows": {}}
     for other in read_runs(path) if args.split == "test" else []:
-        if all(other.get(key) == settings[key] for key in SETTINGS):
+        if identity(other, SETTINGS) == identity(run, SETTINGS):
             run["rows"] = other["rows"]
     for seed in args.seeds:
         for name in args.rows:

@@ -28,7 +28,7 @@ def edge_f1(prediction: Tensor, truth: Tensor, mask: Tensor, threshold: float) -
         (sobel(depth).square().sum(1, keepdim=True).sqrt() > threshold) & counts
         for depth in (prediction, truth)
     )
-    hits, predicted, there = ((edges).flatten(1).sum(1) for edges in (found & known, found, known))
+    hits, predicted, there = (edges.flatten(1).sum(1) for edges in (found & known, found, known))
     return torch.where(there > 0, 2 * hits / (predicted + there), torch.nan)
 
 

@@ -1,6 +1,8 @@
 """The reproduction table: its rows, what it says of the claims, and a whole run of the smallest size."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from train.arguments import command
 from train.config import load_recipe
 from train.prepare import write
 from train.sources import synthetic_rooms
+from train.sources.frames import Frame
 
 SMALL = ["--size", "32x64", "--batch-size", "2", "--frames", "4", "--epochs", "2"]
 
@@ -177,3 +180,36 @@ def test_runs_of_other_settings_are_left_alone(
     assert call(rooms, tmp_path, *words, "--epochs", "1") == 2
     assert "holds a run of other settings; give another --runs" in capsys.readouterr().err
     assert (tmp_path / "runs/seed0/mse/last.safetensors").read_bytes() == before
+
+
+def test_figures_of_another_machine_are_not_taken_for_this_ones(
+    rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--rows", "mse", "--seeds", "0"]
+    assert call(rooms, tmp_path, *words) == 0
+    path = tmp_path / "result.json"
+    (here,) = json.loads(path.read_text())["runs"]
+    other = {
+        **here,
+        "machine": here["machine"] | {"processor": "Z80"},
+        "rows": {"mse": {"0": {"abs_rel": 1.0}}},
+    }
+    path.write_text(json.dumps({"runs": [other]}))
+    assert call(rooms, tmp_path, *words) == 0
+    runs = {run["machine"]["processor"]: run["rows"] for run in json.loads(path.read_text())["runs"]}
+    assert runs == {"Z80": other["rows"], here["machine"]["processor"]: here["rows"]}
+
+
+def test_truth_with_holes_has_no_lines_to_hold_against(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def holed() -> Iterator[Frame]:
+        for frame in synthetic_rooms.read(24, (48, 96)):
+            depth = frame.depth.copy()
+            depth[10:20, 10:20] = 0
+            yield dataclasses.replace(frame, depth=depth)
+
+    write(holed(), 24, tmp_path / "rooms", (48, 96), source="rooms", terms="MIT")
+    assert call(tmp_path / "rooms", tmp_path, "--rows", "mse", "--seeds", "0") == 2
+    error = capsys.readouterr().err
+    assert "no frame of the test split has truth everywhere" in error and error.count("\n") == 1
