@@ -151,7 +151,7 @@ def row(about: Mapping[str, Any], each: Prepared, latency: Latency, ceiling: Cei
         **about,
         "ready": None if each.ready is None else round(each.ready, 3),
         **times,
-        "images_per_s": round(1000 * each.batch / latency.median, 3),
+        "images_per_s": round(1000 * each.batch / times["median"], 3),
         "peak_memory": each.peak_memory,
         "floor": None if floor is None else round(floor, 3),
         "percent_of_floor": None if floor is None else round(100 * floor / latency.median, 1),
