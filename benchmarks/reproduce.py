@@ -45,7 +45,7 @@ RECIPES = ROOT / "train" / "recipes" / "reproduction"
 # In the order of training: a row that goes on from another one comes after it.
 ROWS = ("mse", "mse_longer", "combined", "bounded", "bilinear", "resnet50", "berhu", "dispnet")
 ENCODERS = ("resnet50", "dispnet")  # the rows whose encoder --encoder-weights is for
-SETTINGS = ("split", "size", "epochs", "frames", "batch_size", "encoder_weights")
+SETTINGS = ("split", "size", "epochs", "frames", "batch_size", "width", "encoder_weights")
 SHOWN = ("abs_rel", "rmse", "d1", "edge_f1", "lines")
 PICTURES = 3
 
@@ -64,6 +64,7 @@ def recipe(name: str, args: argparse.Namespace, seed: int) -> TrainConfig:
         batch_size=args.batch_size,
         frames=args.frames,
         epochs=None if own.init else args.epochs,
+        model_options={"width": args.width} if args.width and name not in ENCODERS else None,
         encoder_weights=args.encoder_weights if name in ENCODERS else None,
         init=str(base / own.init) if own.init else None,
     )
@@ -250,6 +251,9 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument("--epochs", type=int, metavar="N", help="of the rows from scratch")
     instead.add_argument("--frames", type=int, metavar="N", help="train frames")
     instead.add_argument("--batch-size", type=int, metavar="N")
+    instead.add_argument(
+        "--width", type=int, metavar="N", help="of the U-Nets (64): a narrower one is for a CPU"
+    )
     instead.add_argument(
         "--encoder-weights", metavar="imagenet|none|PATH", help=f"of {' and '.join(ENCODERS)} (default: none)"
     )

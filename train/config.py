@@ -84,6 +84,7 @@ class TrainConfig:
     Attributes:
         model: a name of the registry.
         head: of the model, "sigmoid" or "linear".
+        model_options: other options of the model's builder, as its docstring lists them.
         encoder_weights: "none", "imagenet" or a path to an encoder's safetensors file.
         init: a whole model's safetensors file to start from, or "".
         size: (H, W) of the training pictures; also the working size of the weights.
@@ -125,6 +126,7 @@ class TrainConfig:
 
     model: str = "unet_mobilenet_v3"
     head: str = "sigmoid"
+    model_options: dict[str, Any] = field(default_factory=dict)
     encoder_weights: str = "none"
     init: str = ""
     size: tuple[int, int] = (192, 256)
@@ -277,10 +279,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 def to_toml(config: TrainConfig) -> str:
     """All resolved values as TOML, which :func:`load_recipe` reads back."""
     values = dataclasses.asdict(config)
-    tables = {key: values.pop(key) for key in ("loss", "loss_options", "augment", "teacher")}
+    tables = {key: values.pop(key) for key in ("loss", "model_options", "loss_options", "augment", "teacher")}
     lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
     options = tables.pop("loss_options")
     for name, table in tables.items():
+        if name == "model_options" and not table:
+            continue
         lines += ["", f"[{name}]", *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
     for name, table in options.items():
         lines += [

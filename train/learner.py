@@ -30,11 +30,18 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32
 
 
 def build_model(config: TrainConfig) -> DepthModel:
-    """A fresh model, from ``encoder_weights`` or ``init`` where given."""
+    """A fresh model, from ``encoder_weights`` or ``init`` where given.
+
+    Raises:
+        ValueError: for an option that the model does not take, and whatever its builder raises.
+    """
     torch.manual_seed(config.seed)
     encoder = None if config.encoder_weights == "none" else config.encoder_weights
-    head: Any = config.head
-    model = create_model(config.model, weights=None, encoder_weights=encoder, head=head)
+    options = {"head": config.head} | config.model_options
+    try:
+        model = create_model(config.model, weights=None, encoder_weights=encoder, **options)
+    except TypeError as error:
+        raise ValueError(f"model_options of {config.model}: {error}") from None
     if config.init:
         load_into(model, config.init)
     return model

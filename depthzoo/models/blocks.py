@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -258,11 +258,11 @@ def assemble(
     weights: str | os.PathLike[str] | None,
     encoder_weights: str | os.PathLike[str] | None,
     imagenet: Any = None,
-    **options: Unpack[HeadOptions],
+    **options: Any,
 ) -> DepthModel:
     """Builds a registered model and fills it.
 
-    Trained weights bring their own head options; one given here must agree with them.
+    Trained weights bring their own options; one given here must agree with them.
 
     Raises:
         ValueError: for options that the weights contradict, and whatever loading raises.
@@ -278,8 +278,8 @@ def assemble(
     card = weights_module.read_metadata(path)
     arguments = dict(card.get("arguments", {}))
     for key, value in options.items():
-        if key != "mean_depth" and value != arguments.get(key, HEAD_DEFAULTS.get(key)):
-            trained = arguments.get(key, HEAD_DEFAULTS.get(key))
+        if key != "mean_depth" and value != arguments.get(key, OPTION_DEFAULTS.get(key)):
+            trained = arguments.get(key, OPTION_DEFAULTS.get(key))
             raise ValueError(f"{name}: {path.name} was trained with {key}={trained!r}, not {value!r}")
     model = factory(**arguments)
     model.name, model.arguments, model.card = name, arguments, card
@@ -287,4 +287,5 @@ def assemble(
     return model.eval()
 
 
-HEAD_DEFAULTS: dict[str, Any] = {"head": "sigmoid", "min_depth": 0.001, "max_depth": 10.0}
+# What a card that does not name an option means.
+OPTION_DEFAULTS: dict[str, Any] = {"head": "sigmoid", "min_depth": 0.001, "max_depth": 10.0, "width": 64}

@@ -18,19 +18,28 @@ from depthzoo.models.blocks import (
 )
 from depthzoo.registry import register_model
 
-WIDTHS = (64, 128, 256, 512, 1024)
+WIDTH, LEVELS = 64, 5
+
+
+class UNetOptions(HeadOptions, total=False):
+    """Builder options of the U-Nets."""
+
+    width: int
 
 
 class UNetEncoder(Encoder):
     """Double convolutions with 2x2 max pooling between; strides 1, 2, 4, 8, 16."""
 
-    out_channels = WIDTHS
     strides = (1, 2, 4, 8, 16)
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be 1 or more, not {width}")
+        self.out_channels = tuple(width << level for level in range(LEVELS))
         self.body = nn.ModuleList(
-            double_conv(previous, width) for previous, width in zip((3, *WIDTHS), WIDTHS, strict=False)
+            double_conv(before, after)
+            for before, after in zip((3, *self.out_channels), self.out_channels, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
 
@@ -70,11 +79,11 @@ class UNetDecoder(nn.Module):
 class UNet(DepthModel):
     """U-Net (Ronneberger et al., MICCAI 2015) with padded convolutions, BatchNorm and a depth head."""
 
-    def __init__(self, bilinear: bool = False, **options: Unpack[HeadOptions]) -> None:
+    def __init__(self, bilinear: bool = False, width: int = WIDTH, **options: Unpack[HeadOptions]) -> None:
         super().__init__()
-        self.encoder = UNetEncoder()
-        self.decoder = UNetDecoder(WIDTHS, bilinear)
-        self.head = DepthHead(WIDTHS[0], **options)
+        self.encoder = UNetEncoder(width)
+        self.decoder = UNetDecoder(self.encoder.out_channels, bilinear)
+        self.head = DepthHead(width, **options)
 
     def predict_logits(self, image: Tensor) -> list[Tensor]:
         return [self.head.logits(self.decoder(self.encoder(image)))]
@@ -82,7 +91,7 @@ class UNet(DepthModel):
 
 @register_model
 def unet(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[UNetOptions]
 ) -> DepthModel:
     """U-Net from scratch with a ConvTranspose decoder, 31.0M parameters.
 
@@ -92,7 +101,8 @@ def unet(
     Args:
         weights: "DEFAULT", a tag ("nyu-mse", "nyu-combined"), a path to a .safetensors file, or None (random).
         encoder_weights: None or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres; width, the channels of the
+            finest level (64), which each coarser one doubles.
 
     Returns:
         A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
@@ -105,7 +115,7 @@ def unet(
 
 @register_model
 def unet_bilinear(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[UNetOptions]
 ) -> DepthModel:
     """U-Net from scratch with bilinear upsampling: the same encoder as ``unet``, no checkerboard.
 
@@ -115,7 +125,8 @@ def unet_bilinear(
     Args:
         weights: "DEFAULT", a tag, a path to a .safetensors file, or None (random).
         encoder_weights: None or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres; width, the channels of the
+            finest level (64), which each coarser one doubles.
 
     Returns:
         A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
@@ -126,5 +137,5 @@ def unet_bilinear(
     return assemble(_unet_bilinear, "unet_bilinear", weights, encoder_weights, **options)
 
 
-def _unet_bilinear(**options: Unpack[HeadOptions]) -> UNet:
+def _unet_bilinear(**options: Unpack[UNetOptions]) -> UNet:
     return UNet(bilinear=True, **options)
