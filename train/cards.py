@@ -77,7 +77,7 @@ def start_card(
         config: of the run.
         data: "dataset", "mixed_with" and "terms", from ``Feed.describe``.
         origin: the card of the weights that the run started from, or empty.
-        trained_on: device, steps, images.
+        trained_on: device, steps, images, precision.
     """
     # A path says nothing elsewhere; what an initial file says of itself does.
     names: dict[str, Any] = {key: Path(getattr(config, key)).name for key in ("init", "encoder_weights")}

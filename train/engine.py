@@ -1,6 +1,7 @@
 """The training loop: a page that reads from top to bottom."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import resource
@@ -24,6 +25,7 @@ from train.feed import Feed, Sources
 from train.interruption import Interruption
 from train.learner import Learner
 from train.optimize import learning_rate
+from train.precision import report_precision, usable_precision
 from train.progress import Progress, TrainingError
 from train.tracking import Tracker
 from train.validation import figures_line, final_report, panels, validate
@@ -68,6 +70,7 @@ class Run:
 
     Attributes:
         progress: how far it is.
+        precision: that it computes in; the recipe's, where the device can.
         total: steps of the whole schedule.
         last_step: where this process stops.
 
@@ -85,7 +88,11 @@ class Run:
         torch.use_deterministic_algorithms(self.options.deterministic)
         torch.backends.cudnn.benchmark = not self.options.deterministic
         self.origin = read_metadata(config.init) if config.init else {}
-        self.learner = Learner(config, self.device, self.world, self.options.compile)
+        self.precision = usable_precision(config.precision, self.device)
+        if self.world.writes:
+            report_precision(config.precision, self.precision, self.device)
+        settings = dataclasses.replace(config, precision=self.precision)
+        self.learner = Learner(settings, self.device, self.world, self.options.compile)
         self.feed = Feed(config, sources, out, self.device, self.world)
         per_epoch = math.ceil(self.feed.frames / self.feed.shares["data"])
         self.total = config.steps or config.epochs * per_epoch
@@ -248,6 +255,7 @@ class Run:
             "device": device if self.world.size == 1 else f"{self.world.size} x {device}",
             "steps": step,
             "images": step * config.batch_size,
+            "precision": self.precision,
         }
         return start_card(self.learner.model, config, self.feed.describe(), self.origin, trained_on)
 

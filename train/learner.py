@@ -19,6 +19,7 @@ from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.distributed import World
 from train.optimize import make_optimizer, recompute_activations, set_modes
+from train.precision import AUTOCAST
 from train.progress import TrainingError
 
 # BatchNorm's statistics are each process's own. torch has two names for it; the older one warns where there is a newer.
@@ -26,7 +27,6 @@ _PARAMETERS = inspect.signature(DistributedDataParallel).parameters
 OWN_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
 }
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_model(config: TrainConfig) -> DepthModel:
@@ -78,7 +78,7 @@ class Learner:
         self._network: tuple[bool, Any] | None = None
 
     def autocast(self) -> torch.autocast:
-        """The recipe's precision."""
+        """The configuration's precision."""
         precision = self.config.precision
         return torch.autocast(self.device.type, AUTOCAST[precision], enabled=precision != "fp32")
 

@@ -20,6 +20,7 @@ from train.cards import commit, versions
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.interruption import Interruption
 from train.pictures import Unreadable, find_pictures, fingerprint
+from train.precision import report_precision, usable_precision
 from train.pretext import Classify, Pretext, SimSiam
 from train.pretrain_config import PretrainConfig, PretrainError, learning_rate, make_optimizer
 from train.views import ViewBatch, Views, batches, centre, hold_out
@@ -83,6 +84,8 @@ class Pretraining:
                 if resume
                 else f"{out} holds a run already; --resume goes on with it, or give another --out"
             )
+        self.precision = usable_precision(config.precision, self.device)
+        report_precision(config.precision, self.precision, self.device)
         torch.manual_seed(config.seed)
         self.model = create_model(config.model, weights=None)
         self.data = [path.name for path in data]
@@ -132,7 +135,7 @@ class Pretraining:
                 bar.write(f"skipped: {message}", file=sys.stderr)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def train_step(self, batch: ViewBatch) -> tuple[float, dict[str, float]]:
         """One optimiser step; the loss, and what else is to be logged."""
@@ -226,6 +229,7 @@ class Pretraining:
                 "device": device,
                 "steps": self.step,
                 "images": self.step * self.config.batch_size,
+                "precision": self.precision,
             },
             "commit": commit(),
             "versions": versions(),

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.measure.sample_set import recipe, start_run
 from benchmarks.measure.seed_loop import InMemory, PictureFiles, SeedLoop
+from train.precision import usable_precision
 
 WAYS = ("seed", "seed from memory", "ours")
 # Seconds of steps that are timed together, at least one step: a GPU works on while the next are prepared.
@@ -49,7 +50,8 @@ class Work:
     def arithmetic(self) -> str:
         """Of the convolutions: on CUDA, PyTorch lets those of float32 use TF32 unasked."""
         if self.way == "ours":
-            return recipe(self.model, precision=self.precision).precision
+            wanted = recipe(self.model, precision=self.precision).precision
+            return usable_precision(wanted, torch.device(self.device))
         return "tf32" if self.device.startswith("cuda") and torch.backends.cudnn.allow_tf32 else "fp32"
 
 

@@ -161,7 +161,8 @@ def test_one_process_writes_and_the_card_counts_both(train: Train) -> None:
     out = train(2, "mse")
     model = create_model("unet_mobilenet_v3", weights=out / "model.safetensors")
     assert model.card is not None
-    assert model.card["trained_on"] == {"device": "2 x CPU", "steps": STEPS, "images": STEPS * BATCH}
+    about = {"device": "2 x CPU", "steps": STEPS, "images": STEPS * BATCH, "precision": "fp32"}
+    assert model.card["trained_on"] == about
     assert load_recipe(out / "config.toml").batch_size == BATCH
     assert len(json.loads((out / "metrics.json").read_text())["history"]) == 1
     assert not list(out.glob("*.part*")) and not list(out.glob(".writable*"))
