@@ -3,10 +3,11 @@
     python benchmarks/reproduce.py --data DIR [--rows NAME...] [--seeds 0 1 2] [--runs DIR] [--split test]
 
 The rows are the recipes of train/recipes/reproduction: same frames, same number of images, same seed. Of each run the
-last weights are measured, not the best ones. Beside AbsRel, RMSE and d1: the F1 of depth edges (Hu et al., WACV 2019),
-and lines, the power of the depth at and near the Nyquist frequency relative to the truth's, at the size that the
-network gives. Figures of the test split go into results/reproduction.json, with a picture beside it; of --split val
-they are only printed. A run that was interrupted goes on where it stopped, a finished one is not repeated.
+last weights are measured, not the best ones. Beside AbsRel, RMSE and d1, at the size that the network gives: the F1 of
+depth edges (Hu et al., WACV 2019); lines, the power of the depth at and near the Nyquist frequency relative to the
+truth's; peak, how far that stands out from the frequencies below, relative to the truth's. Figures of the test split go
+into results/reproduction.json, with a picture beside it; of --split val they are only printed. A run that was
+interrupted goes on where it stopped, a finished one is not repeated.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.measure.claims import judge  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, identity, read_runs, store_run  # noqa: E402
-from benchmarks.measure.structure import EDGES, edge_f1, line_energy  # noqa: E402
+from benchmarks.measure.structure import BESIDE, EDGES, LINES, PEAK, band_energy, edge_f1  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics  # noqa: E402
 from depthzoo.predictor import resize_image, select_device  # noqa: E402
@@ -46,7 +47,7 @@ RECIPES = ROOT / "train" / "recipes" / "reproduction"
 ROWS = ("mse", "mse_longer", "combined", "bounded", "bilinear", "resnet50", "berhu", "dispnet")
 ENCODERS = ("resnet50", "dispnet")  # the rows whose encoder --encoder-weights is for
 SETTINGS = ("split", "size", "epochs", "frames", "batch_size", "width", "encoder_weights")
-SHOWN = ("abs_rel", "rmse", "d1", "edge_f1", "lines")
+SHOWN = ("abs_rel", "rmse", "d1", "edge_f1", "lines", "peak")
 PICTURES = 3
 
 
@@ -88,14 +89,19 @@ def train(config: TrainConfig, args: argparse.Namespace, out: Path) -> Path:
     return out / "last.safetensors"
 
 
+def resize_area(x: Tensor, size: torch.Size) -> Tensor:
+    """Means of (N, 1, H, W) over the parts that the pixels of ``size`` cover."""
+    return torch.nn.functional.interpolate(x, size, mode="area")
+
+
 @torch.inference_mode()
 def measure(
     config: TrainConfig, weights: Path, dataset: ShardDataset, device: torch.device
 ) -> dict[str, float]:
-    """AbsRel, RMSE, d1, the F1 of edges (its mean over ``EDGES``, and each) and lines.
+    """The protocol's figures, the F1 of edges (its mean over ``EDGES``, and each), lines and their peak.
 
-    Edges are looked for at the truth's size, in the pixels that the protocol counts; lines in the whole depth as the
-    network gives it, against the truth averaged to that size, over frames whose truth has no holes.
+    All but the protocol's figures are taken of the depth as the network gives it, against the truth averaged to that
+    size: edges in the pixels that the protocol counts, lines in the whole depth of frames whose truth has no holes.
 
     Raises:
         ValueError: there is no such frame.
@@ -109,27 +115,31 @@ def measure(
 
     protocol = PROTOCOLS[default_protocol(dataset)]
     metrics, edges = DepthMetrics(protocol), []
-    drawn, true = 0.0, 0.0
+    bands = (LINES, PEAK, BESIDE)
+    drawn, true = np.zeros(len(bands)), np.zeros(len(bands))
     for frames in predict_frames(predict, dataset, config.size):
         metrics.update(frames.depth, frames.truth)
-        mask = protocol.valid(frames.truth)
-        edges.append(torch.stack([edge_f1(frames.depth, frames.truth, mask, metres) for metres in EDGES], 1))
+        depth, size = given[0], given[0].shape[-2:]
+        truth = resize_area(frames.truth, size)
+        mask = resize_area(protocol.valid(frames.truth).float(), size) == 1
+        edges.append(torch.stack([edge_f1(depth, truth, mask, metres) for metres in EDGES], 1))
         whole = (frames.truth > 0).flatten(1).all(1)
         if whole.any():
-            small = torch.nn.functional.interpolate(frames.truth[whole], given[0].shape[-2:], mode="area")
-            drawn += float(line_energy(given[0][whole]).sum())
-            true += float(line_energy(small).sum())
-    if not true:
+            drawn += [float(band_energy(depth[whole], band).sum()) for band in bands]
+            true += [float(band_energy(truth[whole], band).sum()) for band in bands]
+    if not true.all():
         raise ValueError(
             f"no frame of the {dataset.split} split has truth everywhere, which lines are held against"
         )
     found = metrics.compute()["per_image"]
     f1 = torch.cat(edges).nanmean(0)
+    lines, peak, beside = drawn / true
     return {
         **{key: found[key] for key in METRICS},
         "edge_f1": float(f1.mean()),
         **{f"edge_f1_{metres:g}": float(value) for metres, value in zip(EDGES, f1, strict=True)},
-        "lines": drawn / true,
+        "lines": float(lines),
+        "peak": float(peak / beside),
     }
 
 

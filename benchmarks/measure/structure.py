@@ -6,7 +6,10 @@ from torch import Tensor
 from depthzoo.losses import full_window, sobel
 
 EDGES = (0.25, 0.5, 1.0)  # of the Sobel magnitude, metres
-NEAR = 1 / 16  # cycles per pixel below the Nyquist frequency of 1/2
+# Cycles per pixel: the Nyquist frequency is 1/2; lines are counted down to 1/16 below it.
+LINES = (7 / 16, 1 / 2)
+# A peak at the Nyquist frequency, and what it stands out from.
+PEAK, BESIDE = (15 / 32, 1 / 2), (6 / 16, 7 / 16)
 
 
 def edge_f1(prediction: Tensor, truth: Tensor, mask: Tensor, threshold: float) -> Tensor:
@@ -32,15 +35,17 @@ def edge_f1(prediction: Tensor, truth: Tensor, mask: Tensor, threshold: float) -
     return torch.where(there > 0, 2 * hits / (predicted + there), torch.nan)
 
 
-def line_energy(depth: Tensor) -> Tensor:
-    """Mean power of a picture at and near the Nyquist frequency, along either axis, under a Hann window.
+def band_energy(depth: Tensor, band: tuple[float, float] = LINES) -> Tensor:
+    """Mean power of a picture in a band of frequencies, under a Hann window.
 
-    Depth that changes from each row, column or pixel to the next and back, as an upsampling with a stride of two
-    leaves it, is there and nowhere else. Of one prediction it is held against the truth's at the same size: above 1
-    are lines that the scene has not, below 1 is blur.
+    A frequency belongs to the band that the larger of its two components lies in, so that the last one, up to the
+    Nyquist frequency, has all depth that changes from each row, column or pixel to the next and back, as an upsampling
+    with a stride of two leaves it. Of one prediction it is held against the truth's at the same size: above 1 are
+    lines that the scene has not, below 1 is blur.
 
     Args:
         depth: (N, 1, H, W) metres, as the network gives them: resizing moves the frequency.
+        band: lowest and highest frequency, cycles per pixel; the highest belongs to it only if it is 1/2.
 
     Returns:
         (N,) square metres.
@@ -58,5 +63,8 @@ def line_energy(depth: Tensor) -> Tensor:
     window = window / window.square().mean().sqrt()
     centred = plane - (plane * window).sum((1, 2), keepdim=True) / window.sum()
     power = torch.fft.fft2(centred * window).abs().square() / (height * width) ** 2
-    rows, columns = (torch.fft.fftfreq(side).abs() >= 0.5 - NEAR for side in (height, width))
-    return (power * (rows[:, None] | columns)).sum((1, 2))
+    rows, columns = (torch.fft.fftfreq(side).abs() for side in (height, width))
+    frequency = torch.maximum(rows[:, None], columns)
+    low, high = band
+    inside = (frequency >= low) & ((frequency < high) | (high == 0.5))
+    return (power * inside).sum((1, 2))

@@ -8,7 +8,14 @@ from benchmarks.measure.claims import judge
 from benchmarks.measure.record import read_runs
 from benchmarks.report.markdown import shape, sources, table
 
-COLUMNS = {"abs_rel": "AbsRel", "rmse": "RMSE", "d1": "d1", "edge_f1": "edge F1", "lines": "lines"}
+COLUMNS = {
+    "abs_rel": "AbsRel",
+    "rmse": "RMSE",
+    "d1": "d1",
+    "edge_f1": "edge F1",
+    "lines": "lines",
+    "peak": "peak",
+}
 
 
 def spread(values: list[float]) -> str:
@@ -42,9 +49,13 @@ def one(run: dict[str, Any]) -> str:
         ]
         for verdict in judge(rows)
     ]
-    given = [
-        f"{run[key]} {word}" for key, word in (("epochs", "passes"), ("frames", "train frames")) if run[key]
-    ]
+    words = {
+        "epochs": "{} passes",
+        "frames": "{} train frames",
+        "batch_size": "batches of {}",
+        "width": "U-Nets that begin with {} channels",
+    }
+    given = [word.format(run[key]) for key, word in words.items() if run.get(key)]
     title = ", ".join([shape(run["size"]) if run["size"] else "the recipes' size", *given])
     parts = [
         f"**{title}; {run['count']} {run['split']} frames**",

@@ -222,7 +222,7 @@ def test_a_broken_result_file_is_named(made_results: Path) -> None:
 
 def test_reproduction(made_results: Path) -> None:
     assert reproduction_tables.reproduction(made_results) == "Not measured yet."
-    row = {"abs_rel": 0.3, "rmse": 1.0, "d1": 0.5, "edge_f1": 0.25}
+    row = {"abs_rel": 0.3, "rmse": 1.0, "d1": 0.5, "edge_f1": 0.25, "peak": 1.5}
     rows = {
         "mse": {str(seed): row | {"lines": 2.0 + seed} for seed in range(3)},
         "bilinear": {str(seed): row | {"lines": 0.5, "abs_rel": 0.25} for seed in range(3)},
@@ -230,17 +230,17 @@ def test_reproduction(made_results: Path) -> None:
     }
     (run, *_) = json.loads((made_results / "training.cpu.json").read_text())["runs"]
     run |= {"command": "python benchmarks/reproduce.py", "split": "test", "count": 654, "rows": rows}
-    run |= {"size": [64, 96], "epochs": 10, "frames": None}
+    run |= {"size": [64, 96], "epochs": 10, "frames": None, "batch_size": 4, "width": 16}
     (made_results / "reproduction.json").write_text(json.dumps({"runs": [run]}))
     text = reproduction_tables.reproduction(made_results)
     assert text.startswith(
-        "**64x96, 10 passes; 654 test frames**\n\n"
-        "| row | seeds | AbsRel | RMSE | d1 | edge F1 | lines |\n"
-        "|---|--:|--:|--:|--:|--:|--:|\n"
+        "**64x96, 10 passes, batches of 4, U-Nets that begin with 16 channels; 654 test frames**\n\n"
+        "| row | seeds | AbsRel | RMSE | d1 | edge F1 | lines | peak |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|\n"
         "| `mse` | 3 | 0.300 (0.300 to 0.300) | 1.000 (1.000 to 1.000) | 0.500 (0.500 to 0.500) | "
-        "0.250 (0.250 to 0.250) | 3.000 (2.000 to 4.000) |\n"
+        "0.250 (0.250 to 0.250) | 3.000 (2.000 to 4.000) | 1.500 (1.500 to 1.500) |\n"
     )
-    assert "| `mse_longer` | 1 | 0.300 | 1.000 | 0.500 | 0.250 | 2.000 |" in text
+    assert "| `mse_longer` | 1 | 0.300 | 1.000 | 0.500 | 0.250 | 2.000 | 1.500 |" in text
     assert (
         "| bilinear upsampling removes the lines | lines of `bilinear` against `mse` | 0.500 against 3.000 "
         "| 3 of 3 | holds |"
