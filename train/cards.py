@@ -13,12 +13,34 @@ from depthzoo import weights as zoo_weights
 from depthzoo.metrics import EIGEN_CROP
 from depthzoo.models import DepthModel
 from depthzoo.predictor import Predictor
-from depthzoo.registry import create_model
+from depthzoo.registry import MODELS, create_model
 from train.config import TrainConfig, to_toml
+from train.failures import limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(depthzoo.__file__).parent / "data" / "examples" / "desk.jpg"
 KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
+
+
+# How far an evaluation may be from the figures that are stored of the same weights: another machine's rounding.
+SAME = 2e-3
+
+
+def find_any(name: str, weights: str = "DEFAULT") -> Path:
+    """The file that a name of the zoo, a run's folder or a path to a safetensors file stands for.
+
+    Raises:
+        ValueError: for something else.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path.parent} is a folder without model.safetensors; expected a run of train")
+    elif path.suffix != ".safetensors":
+        MODELS.get(name)
+        path = zoo_weights.find(name, weights)
+    return path
 
 
 def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
@@ -27,17 +49,11 @@ def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
     Raises:
         ValueError: for something else, or a file that does not say which model it is for.
     """
-    path = Path(name)
-    if path.is_dir():
-        path = path / "model.safetensors"
-        if not path.is_file():
-            raise ValueError(f"{path.parent} is a folder without model.safetensors; expected a run of train")
-    if path.suffix == ".safetensors":
-        card = zoo_weights.read_metadata(path)
-        if "model" not in card:
-            raise ValueError(f"{path} does not say which model it is for; expected weights of depthzoo")
-        return create_model(card["model"], weights=path)
-    return create_model(name, weights=weights)
+    path = find_any(name, weights)
+    card = zoo_weights.read_metadata(path)
+    if "model" not in card:
+        raise ValueError(f"{path} does not say which model it is for; expected weights of depthzoo")
+    return create_model(card["model"], weights=path)
 
 
 def versions() -> dict[str, str]:
@@ -109,7 +125,7 @@ def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]
 
     Args:
         model: with its ``card``.
-        report: "count", "truth", "plain" and "flip", as ``train.evaluate`` makes it.
+        report: "count", "truth", "plain", "flip" and "failures", as ``train.evaluate`` makes it.
         dataset: ``dataset.json`` of the test set.
     """
     if model.card is None:
@@ -121,7 +137,14 @@ def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]
     )
     metrics = {"protocol": protocol, **report["plain"], "flip": report["flip"]}
     terms = model.card.get("terms") or dataset.get("terms", "")
-    return {**model.card, "metrics": metrics, "terms": terms, "commit": commit()}
+    card = {
+        **model.card,
+        "metrics": metrics,
+        "failures": report["failures"],
+        "terms": terms,
+        "commit": commit(),
+    }
+    return {**card, "limits": limits(card)}
 
 
 def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: str) -> Path:
@@ -132,8 +155,41 @@ def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: st
     """
     card = {**card, "tag": tag}
     path = zoo_weights.save(model, folder, tag, card)
-    manifest = zoo_weights.MANIFEST if folder.resolve() == ROOT / "weights" else folder / "manifest.json"
-    zoo_weights.publish(path, card, folder, manifest, default=True)
+    zoo_weights.publish(path, card, folder, manifest_of(folder), default=True)
+    store_output(path)
+    return path
+
+
+def manifest_of(folder: Path) -> Path:
+    """The table of the weights in a folder: the zoo's own for the checkout's."""
+    return (
+        zoo_weights.MANIFEST
+        if folder.resolve() == zoo_weights.BUNDLED.resolve()
+        else folder / "manifest.json"
+    )
+
+
+def renew_card(path: Path, card: dict[str, Any]) -> Path:
+    """Writes the card beside a weights file again, with what its own header does not say yet; the file stays as it is.
+
+    Args:
+        path: of the weights, in the folder of their card.
+        card: of an evaluation of these weights, by :func:`make_card`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: the figures are further than ``SAME`` from those in the header.
+    """
+    header = zoo_weights.read_metadata(path)
+    known, found = header["metrics"]["per_image"], card["metrics"]["per_image"]
+    for key in ("abs_rel", "rmse", "d1"):
+        if abs(known[key] - found[key]) > SAME:
+            raise ValueError(
+                f"{path}: {key} is {found[key]:.4f} here, but {known[key]:.4f} in its header; the card stays"
+            )
+    zoo_weights.publish(path, card | header, path.parent, manifest_of(path.parent))
     store_output(path)
     return path
 

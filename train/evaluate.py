@@ -19,7 +19,8 @@ from depthzoo.predictor import select_device
 from depthzoo.visualize import palette
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command, parse_size
-from train.cards import load_any, make_card, store_weights
+from train.cards import find_any, load_any, make_card, renew_card, store_weights
+from train.failures import ByDistance, failures
 from train.inference import Predict, predict_frames, torch_predict
 from train.onnx_network import OnnxNetwork, runs_on
 from train.samples import make_samples, ranked, write_strips
@@ -39,6 +40,7 @@ def evaluate(
     protocol: str = "eigen",
     progress: bool = True,
     exact: bool = False,
+    by_distance: ByDistance | None = None,
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """Runs a predictor over a split: the whole frame in, the depth resized to the truth.
 
@@ -49,6 +51,7 @@ def evaluate(
         protocol: "eigen" or "full".
         progress: a bar on a terminal.
         exact: feed every picture at ``size`` itself, whatever its aspect.
+        by_distance: adds up the errors too.
 
     Returns:
         What ``DepthMetrics.compute`` gives, and the figures of each picture (N, 9).
@@ -67,6 +70,8 @@ def evaluate(
     ) as bar:
         for frames in predict_frames(predict, dataset, size, exact=exact):
             rows.append(metrics.update(frames.depth, frames.truth))
+            if by_distance is not None:
+                by_distance.update(frames.depth, frames.truth)
             bar.update(len(frames.indices))
     return metrics.compute(), torch.cat(rows)
 
@@ -106,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="store the weights there with a card of figures of the test split, both with and without --flip, "
-        "and enter them in the manifest",
+        "and enter them in the manifest; of weights that are there already, only the card is renewed",
     )
     main.add_argument("--tag", help="tag under which --card stores (default: the weights' own)")
     return main
@@ -171,8 +176,10 @@ def run(args: argparse.Namespace) -> int:
     rows = torch.empty(0)
     for flip in (False, True) if args.card else (args.flip,):
         predict = torch_predict(network, device, flip)
-        figures, rows = evaluate(predict, dataset, size, args.protocol, exact=exact)
+        near_far = ByDistance(PROTOCOLS[args.protocol])
+        figures, rows = evaluate(predict, dataset, size, args.protocol, exact=exact, by_distance=near_far)
         report["flip" if flip else "plain"] = figures
+        report.setdefault("failures", failures(rows, dataset.keys, near_far))
         print(
             f"{network.name} at {size[0]}x{size[1]}, {args.split} ({len(dataset)} frames, {truth} truth), "
             f"{args.protocol}, {'with' if flip else 'without'} flip"
@@ -193,7 +200,11 @@ def run(args: argparse.Namespace) -> int:
     if args.card:
         assert isinstance(network, DepthModel)
         card = make_card(network, report, dataset.info)
-        print(store_weights(network, card, args.card, args.tag or card["tag"]))
+        path = find_any(args.model, args.weights)
+        if path.resolve().parent == args.card.resolve():
+            print(renew_card(path, card))
+        else:
+            print(store_weights(network, card, args.card, args.tag or card["tag"]))
     return 0
 
 

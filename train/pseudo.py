@@ -27,7 +27,7 @@ from depthzoo.data.shards import ShardWriter, write_dataset
 from depthzoo.download import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size
-from train.cards import KINECT, load_any
+from train.cards import KINECT, find_any, load_any
 from train.interruption import Interruption
 from train.pictures import Picture, PictureError, Unreadable, find_pictures, fingerprint
 
@@ -124,11 +124,7 @@ def decode(content: bytes) -> NDArray[np.uint8]:
 
 def teacher_card(name: str, weights: str) -> dict[str, Any]:
     """Who the teacher is: file name, sha256, tag and terms of its weights."""
-    path = Path(name)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    elif path.suffix != ".safetensors":
-        path = zoo_weights.find(name, weights)
+    path = find_any(name, weights)
     card = zoo_weights.read_metadata(path)
     return {
         "model": card.get("model"),

@@ -17,7 +17,7 @@ from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
-from train.cards import PICTURE, load_any, make_card, store_weights
+from train.cards import KINECT, PICTURE, load_any, make_card, renew_card, store_weights
 from train.evaluate import evaluate, parser, run, torch_predict
 from train.samples import PAD, ranked
 
@@ -90,7 +90,8 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     results, _ = evaluate(
         torch_predict(model.eval(), torch.device("cpu")), ShardDataset(real_set, "val"), (64, 96)
     )
-    report = {"count": 3, "truth": "filled", "plain": results, "flip": results}
+    report = {"count": 3, "truth": "filled", "plain": results, "flip": results, "failures": {"worst": []}}
+    model.card = (model.card or {}) | {"camera": KINECT, "depth_range": [0.001, 10.0], "unit": "m"}
     card = make_card(model, report, {"terms": "research use"})
     path = store_weights(model, card, tmp_path / "zoo", "nyu")
     stored = json.loads(path.with_suffix(".json").read_text())
@@ -106,6 +107,43 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     assert zoo_weights.read_metadata(path)["metrics"] == stored["metrics"]
     table = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
     assert table["unet_mobilenet_v3"]["tags"]["nyu"]["sha256"] == stored["sha256"]
+    assert stored["failures"] == {"worst": []}
+    assert (
+        any("518.86 pixels" in line for line in stored["limits"])
+        and "of the train data" in stored["limits"][-1]
+    )
+
+
+def test_a_card_is_renewed_beside_weights_that_stay(
+    real_set: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = zoo_weights.read_metadata(weights_file) | {
+        "camera": KINECT,
+        "depth_range": [0.001, 10.0],
+        "unit": "m",
+    }
+    torch.manual_seed(0)
+    zoo_weights.write_weights(create_model("unet_mobilenet_v3", weights=None), weights_file, card)
+    folder = tmp_path / "zoo"
+    arguments = ["--data", str(real_set), "--card", str(folder)]
+    assert command(parser(), run, [str(weights_file), *arguments]) == 0
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    before, first = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+    without = {key: value for key, value in first.items() if key not in ("failures", "limits")}
+    path.with_suffix(".json").write_text(json.dumps(without))
+    assert command(parser(), run, [str(path), *arguments]) == 0
+    assert path.read_bytes() == before and len(list(folder.glob("*.safetensors"))) == 1
+    assert json.loads(path.with_suffix(".json").read_text()) == first
+    bands = first["failures"]["by_distance"]
+    assert sum(band["share"] for band in bands) == pytest.approx(1, abs=1e-3)
+    assert [row["frame"] for row in first["failures"]["worst"]]
+
+    # Figures that are not those of the header are no reason to change either.
+    off = json.loads(json.dumps(first))
+    off["metrics"]["per_image"]["d1"] += 0.01
+    with pytest.raises(ValueError, match="d1 is .* the card stays"):
+        renew_card(path, off)
+    assert json.loads(path.with_suffix(".json").read_text()) == first
 
 
 @pytest.mark.parametrize(
