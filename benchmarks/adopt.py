@@ -8,6 +8,7 @@ same device; weights and cards go into weights/ and the zoo's table. Then: pytho
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ if not __package__:
     # Only depthzoo is installed; this also needs the checkout's benchmarks.
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import latency, loading, scaling, training  # noqa: E402
+from benchmarks import latency, loading, reproduce, scaling, training  # noqa: E402
 from benchmarks.measure.record import RESULTS, read_runs, store_run  # noqa: E402
 from benchmarks.stages.journal import JOURNAL, Journal  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
@@ -33,12 +34,13 @@ SETTINGS = {
     "loading": loading.SETTINGS,
     "predictor": ("picture", "names"),
     "environment": (),
+    "reproduction": reproduce.SETTINGS,
 }
 LARGE = 70e6  # bytes of a file that a repository does not take
 
 
 def adopt_results(folder: Path) -> list[str]:
-    """Stores the runs of a folder's result files; a line for each file.
+    """Stores the runs of a folder's result files, with their pictures; a line for each file.
 
     Raises:
         ValueError: naming a file that is no result file.
@@ -50,6 +52,9 @@ def adopt_results(folder: Path) -> list[str]:
         for run in runs:
             store_run(RESULTS / path.name, run, keys)
         said += [f"{path.name}: {len(runs)} runs"] if runs else []
+        picture = path.with_suffix(".png")
+        if runs and picture.is_file():
+            shutil.copyfile(picture, RESULTS / picture.name)
     return said
 
 

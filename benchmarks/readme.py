@@ -71,6 +71,7 @@ DOCUMENTS: Mapping[str, Mapping[str, Table]] = {
     "README.md": {
         "zoo": accuracy_tables.zoo,
         "averaging": accuracy_tables.averaging,
+        "distance": accuracy_tables.by_distance,
         "demo": demo,
         "benchmarks": latency_tables.summary,
         "gpu": gpu,

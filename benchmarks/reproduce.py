@@ -6,8 +6,8 @@ The rows are the recipes of train/recipes/reproduction: same frames, same number
 last weights are measured, not the best ones. Beside AbsRel, RMSE and d1, at the size that the network gives: the F1 of
 depth edges (Hu et al., WACV 2019); lines, the power of the depth at and near the Nyquist frequency relative to the
 truth's; peak, how far that stands out from the frequencies below, relative to the truth's. Figures of the test split go
-into results/reproduction.json, with a picture beside it; of --split val they are only printed. A run that was
-interrupted goes on where it stopped, a finished one is not repeated.
+into results/reproduction.DEVICE.json, with a picture of all rows that are in --runs beside it; of --split val they are
+only printed. A run that was interrupted goes on where it stopped, a finished one is not repeated.
 """
 
 import argparse
@@ -204,12 +204,12 @@ def verdicts(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 @torch.inference_mode()
 def draw(args: argparse.Namespace, dataset: ShardDataset, width: int = 256) -> Pixels:
-    """Picture, truth and each row of the first seed that is still in ``--runs``, in the same colours: uint8 RGB.
+    """Picture, truth and each row of the first seed that is in ``--runs``, in the same colours: uint8 RGB.
 
     Depth is shown as the network gives it, each of its pixels as a block, so that lines are seen.
     """
     seed = args.seeds[0]
-    found = {name: args.runs / f"seed{seed}" / name / "last.safetensors" for name in args.rows}
+    found = {name: args.runs / f"seed{seed}" / name / "last.safetensors" for name in ROWS}
     configs = {name: recipe(name, args, seed) for name, path in found.items() if path.is_file()}
     models = {
         name: create_model(config.model, weights=found[name]).eval() for name, config in configs.items()
@@ -255,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
         "--split", choices=("val", "test"), default="test", help="val: measured and printed only"
     )
     main.add_argument("--device", metavar="cpu|cuda")
-    main.add_argument("--out", type=Path, default=RESULTS / "reproduction.json", metavar="FILE")
+    main.add_argument("--out", type=Path, metavar="FILE", help="default: reproduction.DEVICE.json in results")
     instead = main.add_argument_group("instead of the recipes' values, in all rows")
     instead.add_argument("--size", type=parse_size, metavar="HxW")
     instead.add_argument("--epochs", type=int, metavar="N", help="of the rows from scratch")
@@ -276,6 +276,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"unknown row {name!r}: {closest(name, ROWS)}")
     args.rows = sorted(set(args.rows), key=ROWS.index)
     args.device = select_device(args.device)
+    args.out = args.out or RESULTS / f"reproduction.{args.device.type}.json"
     dataset = ShardDataset(args.data, args.split)
     rows = run_rows(args, dataset)
     print(f"\n{args.split}, {len(dataset)} frames\n{table(rows)}\n\n{verdicts(rows)}".rstrip())

@@ -190,7 +190,6 @@ def renew_card(path: Path, card: dict[str, Any]) -> Path:
                 f"{path}: {key} is {found[key]:.4f} here, but {known[key]:.4f} in its header; the card stays"
             )
     zoo_weights.publish(path, card | header, path.parent, manifest_of(path.parent))
-    store_output(path)
     return path
 
 

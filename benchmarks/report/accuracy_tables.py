@@ -59,6 +59,23 @@ def averaging(results: Path) -> str:
     return table(["model", "tag", *columns], lines, left=2)
 
 
+def by_distance(results: Path) -> str:
+    """AbsRel and bias of every card by true distance."""
+    cards = [
+        (name, tag, weights.card(name, tag))
+        for name in weights.models_with_weights()
+        for tag in weights.tags(name)
+    ]
+    bands = cards[0][2]["failures"]["by_distance"]
+    lines: list[list[Any]] = [["share of the pixels", "", *(f"{band['share']:.0%}" for band in bands)]]
+    for name, tag, card in cards:
+        found = card["failures"]["by_distance"]
+        cells = [f"{band['abs_rel']:.3f} ({band['bias']:+.0%})" for band in found]
+        lines.append([f"`{name}`", f"`{tag}`", *cells])
+    columns = ["{:g} to {:g} m".format(*band["metres"]) for band in bands]
+    return table(["model", "tag", *columns], lines, left=2)
+
+
 def export_accuracy(results: Path) -> str:
     """AbsRel of each precision on the test split, and how far it moved from PyTorch's."""
     models = load(results, "export_accuracy.json").get("models", {})

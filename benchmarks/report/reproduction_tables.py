@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.claims import judge
-from benchmarks.measure.record import read_runs
 from benchmarks.report.markdown import shape, sources, table
+from benchmarks.report.measured import collect
 
 COLUMNS = {
     "abs_rel": "AbsRel",
@@ -26,10 +26,8 @@ def spread(values: list[float]) -> str:
 
 def reproduction(results: Path) -> str:
     """Of each stored run: its rows, then its verdicts."""
-    runs = read_runs(results / "reproduction.json")
-    if not runs:
-        return "Not measured yet."
-    return "\n\n".join(one(run) for run in runs)
+    runs = collect(results, "reproduction")
+    return "\n\n".join(one(run) for run in runs) or "Not measured yet."
 
 
 def one(run: dict[str, Any]) -> str:

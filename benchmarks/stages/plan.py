@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import reproduce
 from benchmarks.measure.record import RESULTS
 from benchmarks.stages.owed import RECIPES, WANTED, Wanted, first, length
 from depthzoo import weights as zoo_weights
 from depthzoo.data.shards import read_dataset
+from train.config import load_recipe
 
 LIMIT = 480.0  # seconds, those between asking a stage to stop and stopping it included
 
@@ -45,6 +47,7 @@ class Scale:
         models: of the zoo.
         sizes, batches: of latency, a stage for each; peers have sizes of their own.
         over: what scaling varies, a stage for each.
+        rows, seeds: of the reproduction, a stage for each of both.
         flags: of each kind of stage.
         wanted: weights.
     """
@@ -55,6 +58,8 @@ class Scale:
     peer_sizes: tuple[str, ...]
     batches: tuple[str, ...]
     over: tuple[str, ...]
+    rows: tuple[str, ...]
+    seeds: tuple[str, ...]
     flags: Mapping[str, str]
     wanted: tuple[Wanted, ...]
 
@@ -66,6 +71,8 @@ FULL = Scale(
     peer_sizes=("240x320", "480x640", "native"),
     batches=("1", "16"),
     over=("pixels", "batch", "workers", "processes"),
+    rows=reproduce.ROWS,
+    seeds=("0", "1", "2"),
     flags={
         "tests": "-k '(cuda or gpu) and not gpu_stages' tests",
         "latency": "--precisions fp32 tf32 fp16 --seconds 90",
@@ -85,6 +92,8 @@ TINY = Scale(
     peer_sizes=("native",),
     batches=("2",),
     over=("batch",),
+    rows=("mse", "combined"),
+    seeds=("0",),
     flags={
         "tests": "-k cuda tests/export/test_run_onnx.py",
         "latency": "--backends eager onnxruntime --precisions fp32 --rounds 3 --seconds 1",
@@ -94,6 +103,7 @@ TINY = Scale(
         "largest": "--stages largest --precision fp32 --size 64x96 --frames 4 --cards 16",
         "scaling": "--models unet_mobilenet_v3 --batches 1 2 --size 64x96 --frames 4 --seconds 1",
         "loading": "--frames 2 --batch 2 --rounds 1 --processes 1 --size 64x96",
+        "reproduce": "--size 32x64 --width 4 --batch-size 2 --frames 2 --epochs 1",
         "train": "--size 64x96 --batch-size 2 --steps 4 --validate-every 2 --checkpoint-every 2 --precision fp32 "
         "--no-report",
     },
@@ -162,6 +172,9 @@ class Plan:
         yield self.script("loading", about, "loading", *frames, needs=("data",))
         for one in scale.wanted:
             yield from self.trained(one)
+        for seed in scale.seeds:
+            for row in scale.rows:
+                yield self.reproduced(row, seed)
 
     def flags(self, kind: str) -> list[str]:
         """Of a kind of stage."""
@@ -181,6 +194,18 @@ class Plan:
         product = f"{script}.{device}.json"
         words = (f"benchmarks/{script}.py", *given, *self.flags(kind or script), "--device", device)
         return Stage(name, about, (*words, "--out", str(self.out / product)), product, needs)
+
+    def reproduced(self, row: str, seed: str) -> Stage:
+        """Training and figures of a row of the reproduction; one that was stopped goes on when it is run again."""
+        product = f"reproduction.{self.scale.device}.json"
+        given = ("--data", str(self.data), "--rows", row, "--seeds", seed, *self.flags("reproduce"))
+        runs = self.out / "runs" / "reproduction"
+        words = ("benchmarks/reproduce.py", *given, "--runs", str(runs), "--out", str(self.out / product))
+        start = Path(load_recipe(reproduce.RECIPES / f"{row}.toml").init).parent.name
+        after = f"reproduce-{start}-{seed}" if start else ""
+        about = f"row {row} of the reproduction, seed {seed}"
+        words = (*words, "--device", self.scale.device)
+        return Stage(f"reproduce-{row}-{seed}", about, words, product, ("data",), after=after)
 
     def trained(self, one: Wanted) -> Iterator[Stage]:
         """Training of some weights, and their evaluation with a card."""

@@ -83,6 +83,14 @@ def test_results_weights_and_what_is_done_come_home(
         assert picture.size == (640, 480)
 
 
+def test_the_picture_of_the_reproduction_comes_too(home: Path, away: Path) -> None:
+    store_runs(away / "reproduction.cuda.json", made_run("Voodoo 2", 5.0))
+    (away / "reproduction.cuda.png").write_bytes(b"a picture")
+    assert command(adopt.parser(), adopt.run, [str(away)]) == 0
+    assert (home / "results" / "reproduction.cuda.png").read_bytes() == b"a picture"
+    assert json.loads((home / "results" / "reproduction.cuda.json").read_text())["runs"]
+
+
 def test_a_file_too_large_for_a_repository_stays(
     home: Path, away: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, reproduce
 from benchmarks.gpu import Runner
 from benchmarks.stages import owed, plan
 from benchmarks.stages.journal import JOURNAL, Journal
@@ -101,7 +101,11 @@ def test_the_stages_are_what_a_gpu_is_asked_for(data: Path) -> None:
     assert {"environment", "tests", "peers-native-1", "predictor", "scaling-processes", "loading"} <= set(
         names
     )
-    assert names[-2:] == ["train-unet_resnet50_wide-nyu", "evaluate-unet_resnet50_wide-nyu"]
+    weights_last = names.index("evaluate-unet_resnet50_wide-nyu")
+    assert names[weights_last - 1] == "train-unet_resnet50_wide-nyu"
+    assert names[weights_last + 1 :] == [
+        f"reproduce-{row}-{seed}" for seed in range(3) for row in reproduce.ROWS
+    ]
     assert names.index("train-unet-nyu-mse") < names.index("train-unet-nyu-combined")
 
 
@@ -124,6 +128,13 @@ def test_the_second_stage_of_the_seed_starts_from_the_first(data: Path, out: Pat
     assert runner.lacking(stage) == runner.lacking(by_name["evaluate-unet-nyu-mse"]) == ""
     start.unlink()
     assert runner.lacking(stage) == "waits for runs/unet-nyu-mse/model.safetensors"
+
+
+def test_a_row_that_goes_on_from_another_waits_for_it(data: Path, out: Path) -> None:
+    by_name = {stage.name: stage for stage in Plan(out, FULL, data).stages()}
+    for seed in "012":
+        assert by_name[f"reproduce-combined-{seed}"].after == f"reproduce-mse-{seed}"
+        assert by_name[f"reproduce-bilinear-{seed}"].after == ""
 
 
 def test_the_seeds_recipes_are_fitted_to_fewer_frames() -> None:

@@ -231,7 +231,7 @@ def test_reproduction(made_results: Path) -> None:
     (run, *_) = json.loads((made_results / "training.cpu.json").read_text())["runs"]
     run |= {"command": "python benchmarks/reproduce.py", "split": "test", "count": 654, "rows": rows}
     run |= {"size": [64, 96], "epochs": 10, "frames": None, "batch_size": 4, "width": 16}
-    (made_results / "reproduction.json").write_text(json.dumps({"runs": [run]}))
+    (made_results / "reproduction.cpu.json").write_text(json.dumps({"runs": [run]}))
     text = reproduction_tables.reproduction(made_results)
     assert text.startswith(
         "**64x96, 10 passes, batches of 4, U-Nets that begin with 16 channels; 654 test frames**\n\n"

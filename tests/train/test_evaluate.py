@@ -128,10 +128,13 @@ def test_a_card_is_renewed_beside_weights_that_stay(
     arguments = ["--data", str(real_set), "--card", str(folder)]
     assert command(parser(), run, [str(weights_file), *arguments]) == 0
     path = Path(capsys.readouterr().out.splitlines()[-1])
+    output = path.with_suffix(".desk.depth.png")
+    output.write_bytes(b"stays too")
     before, first = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
     without = {key: value for key, value in first.items() if key not in ("failures", "limits")}
     path.with_suffix(".json").write_text(json.dumps(without))
     assert command(parser(), run, [str(path), *arguments]) == 0
+    assert output.read_bytes() == b"stays too"
     assert path.read_bytes() == before and len(list(folder.glob("*.safetensors"))) == 1
     assert json.loads(path.with_suffix(".json").read_text()) == first
     bands = first["failures"]["by_distance"]
