@@ -36,6 +36,7 @@ from benchmarks.stages.plan import FULL, LIMIT, Plan, Stage  # noqa: E402
 from depthzoo.data.shards import read_dataset  # noqa: E402
 from depthzoo.registry import closest  # noqa: E402
 from train.arguments import command  # noqa: E402
+from train.pictures import find_pictures  # noqa: E402
 
 LEAST = 120.0  # seconds that must be left for a stage to start
 
@@ -163,7 +164,11 @@ def chosen(plan: Plan, names: Sequence[str]) -> list[Stage]:
 def still_owed(plan: Plan, stages: Sequence[Stage]) -> list[Stage]:
     """Without training and evaluation of weights that are there already."""
     todo = {one.name for one in owed(plan.manifests, plan.scale.wanted)}
-    about = {f"{what}-{one.name}": one.name for one in plan.scale.wanted for what in ("train", "evaluate")}
+    about = {
+        f"{what}-{one.name}": one.name
+        for one in plan.scale.wanted
+        for what in ("train", "student", "evaluate")
+    }
     return [stage for stage in stages if stage.name not in about or about[stage.name] in todo]
 
 
@@ -207,6 +212,14 @@ def parser() -> argparse.ArgumentParser:
         "--part-steps", type=int, default=0, metavar="N", help="of a training (default: by time)"
     )
     main.add_argument("--encoder-weights", metavar="imagenet|none|PATH", help="instead of the recipes'")
+    main.add_argument(
+        "--pictures",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="TAR|DIR",
+        help="without depth: the first two models then learn from what they say of them",
+    )
     return main
 
 
@@ -220,6 +233,8 @@ def check(args: argparse.Namespace, plan: Plan) -> None:
         read_dataset(args.data)
     if args.mat is not None and not args.mat.is_file():
         raise ValueError(f"{args.mat}: no such file; expected nyu_depth_v2_labeled.mat")
+    if args.pictures:
+        find_pictures(args.pictures)
     for name, least in (("minutes", 0.0), ("part_steps", -1)):
         value = getattr(args, name)
         if value is not None and value <= least:
@@ -241,7 +256,8 @@ def run(args: argparse.Namespace) -> int:
         return rehearse()
     out = Path(args.out).resolve()
     data, mat = (path and path.resolve() for path in (args.data, args.mat))
-    plan = Plan(out, FULL, data, mat, args.encoder_weights)
+    pictures = tuple(path.resolve() for path in args.pictures)
+    plan = Plan(out, FULL, data, mat, args.encoder_weights, pictures)
     check(args, plan)
     journal = Journal(out, this_gpu())
     if args.missing:

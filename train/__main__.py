@@ -65,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
     settings.add_argument("--recompute", action="store_true", default=None)
     settings.add_argument("--encoder-weights", metavar="imagenet|none|PATH")
     settings.add_argument("--init", metavar="FILE.safetensors")
+    settings.add_argument(
+        "--teacher",
+        dest="teacher_model",
+        metavar="NAME|RUN|FILE",
+        help="of the [teacher], the model that labels --pictures",
+    )
     settings.add_argument("--tag")
     settings.add_argument("--checkpoint-every", type=int, metavar="N")
     settings.add_argument("--validate-every", type=int, metavar="N")
@@ -76,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None and not args.resume:
         raise ValueError("--recipe FILE is needed for a new run; there are some in train/recipes")
     config = load_recipe(args.recipe or args.out / "config.toml", **overrides)
+    if args.teacher_model is not None:
+        config = dataclasses.replace(
+            config, teacher=dataclasses.replace(config.teacher, model=args.teacher_model)
+        )
     device = select_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))

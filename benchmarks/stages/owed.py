@@ -23,12 +23,14 @@ class Wanted:
         tag: of the weights.
         recipe: its file's name in train/recipes, without ending.
         after: tag of the same model's weights that it starts from, or "".
+        student: recipe by which it then learns from what it says of pictures without depth, where there are any, or "".
     """
 
     model: str
     tag: str
     recipe: str
     after: str = ""
+    student: str = ""
 
     @property
     def name(self) -> str:
@@ -38,8 +40,8 @@ class Wanted:
 
 # In the order in which they are wanted.
 WANTED = (
-    Wanted("unet_resnet50", "nyu", "unet_resnet50"),
-    Wanted("unet_mobilenet_v3", "nyu", "unet_mobilenet_v3"),
+    Wanted("unet_resnet50", "nyu", "unet_resnet50", student="unet_resnet50_student"),
+    Wanted("unet_mobilenet_v3", "nyu", "unet_mobilenet_v3", student="unet_mobilenet_v3_student"),
     Wanted("unet", "nyu-mse", "seed_unet_mse"),
     Wanted("unet", "nyu-combined", "seed_unet_combined", after="nyu-mse"),
     Wanted("dispnet_vgg16", "nyu", "dispnet_vgg16"),

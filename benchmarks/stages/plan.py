@@ -107,7 +107,7 @@ TINY = Scale(
         "train": "--size 64x96 --batch-size 2 --steps 4 --validate-every 2 --checkpoint-every 2 --precision fp32 "
         "--no-report",
     },
-    wanted=(Wanted("unet_mobilenet_v3", "nyu", "unet_mobilenet_v3"),),
+    wanted=(Wanted("unet_mobilenet_v3", "nyu", "unet_mobilenet_v3", student="unet_mobilenet_v3_student"),),
 )
 
 
@@ -121,6 +121,7 @@ class Plan:
         data: shards of NYU Depth V2, or None.
         mat: the .mat of the same frames, or None.
         encoder_weights: instead of those that a recipe names.
+        pictures: tars and folders without depth, for students.
     """
 
     out: Path = RESULTS
@@ -128,6 +129,7 @@ class Plan:
     data: Path | None = None
     mat: Path | None = None
     encoder_weights: str | None = None
+    pictures: tuple[Path, ...] = ()
 
     @property
     def weights(self) -> Path:
@@ -208,7 +210,7 @@ class Plan:
         return Stage(f"reproduce-{row}-{seed}", about, words, product, ("data",), after=after)
 
     def trained(self, one: Wanted) -> Iterator[Stage]:
-        """Training of some weights, and their evaluation with a card."""
+        """Training of some weights, where there are pictures as their own student too, and evaluation with a card."""
         run, device = self.out / "runs" / one.name, self.scale.device
         words = ["-m", "train", "--recipe", str(RECIPES / f"{one.recipe}.toml"), "--data", str(self.data)]
         words += ["--out", str(run), "--device", device, "--tag", one.tag, *self.flags("train")]
@@ -227,6 +229,24 @@ class Plan:
         product, name = f"runs/{one.name}/model.safetensors", f"train-{one.name}"
         yield Stage(name, about, tuple(words), product, needs, run, after)
         best = run / "model.safetensors"
+        if self.pictures and one.student:
+            run, start = self.out / "runs" / f"{one.name}-student", best
+            size = load_recipe(RECIPES / f"{one.recipe}.toml").size
+            words = [
+                "-m",
+                "train",
+                "--recipe",
+                str(RECIPES / f"{one.student}.toml"),
+                "--data",
+                str(self.data),
+            ]
+            words += ["--out", str(run), "--device", device, "--tag", one.tag, "--init", str(start)]
+            words += ["--size", "{}x{}".format(*size), "--teacher", str(start), *self.flags("train")]
+            words += ["--pictures", *map(str, self.pictures)]
+            about = f"{one.model}, {one.tag}, taught by itself by {one.student}.toml"
+            product, best = f"runs/{run.name}/model.safetensors", run / "model.safetensors"
+            yield Stage(f"student-{one.name}", about, tuple(words), product, ("data", start), run, name)
+            name = f"student-{one.name}"
         words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", device]
         words += ["--json", str(run / "test.json"), "--card", str(self.weights), "--tag", one.tag]
         about = f"figures and card of {one.model}, {one.tag}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from PIL import Image
 
 from benchmarks.gpu import ROOT, Runner
 from benchmarks.stages.journal import Journal
@@ -30,7 +31,11 @@ def rehearse() -> int:
         if code:
             raise ValueError(f"the rooms to rehearse on could not be made: exit code {code}")
         write_mat(mat)
-        plan = Plan(out, TINY, data, mat, encoder_weights="none")
+        pictures = folder / "pictures" / "room"
+        pictures.mkdir(parents=True)
+        for seed in range(FRAMES):
+            Image.fromarray(render(seed, SIZE).image).save(pictures / f"{seed}.jpg")
+        plan = Plan(out, TINY, data, mat, "none", (pictures.parent,))
         runner = Runner(plan, Journal(out, None), part_steps=2)
         stages = list(plan.stages())
         failed = runner.run(stages)

@@ -66,7 +66,7 @@ def test_every_command_is_one_that_its_script_takes(
     scale: plan.Scale, data: Path, out: Path, root: Path
 ) -> None:
     names = set()
-    for stage in Plan(out, scale, data, data / "frames.mat", "none").stages():
+    for stage in Plan(out, scale, data, data / "frames.mat", "none", (data,)).stages():
         names.add(stage.name)
         words = list(stage.words)
         if words[0] == "-m" and words[1] != "pytest":
@@ -81,7 +81,7 @@ def test_every_command_is_one_that_its_script_takes(
             # Names of models, peers and backends are looked up later.
             if script.stem == "latency":
                 importlib.import_module("benchmarks.latency").check(args, torch.device(scale.device))
-    assert len(names) == len(list(Plan(out, scale, data).stages()))
+    assert len(names) == len(list(Plan(out, scale, data, pictures=(data,)).stages()))
 
 
 def test_the_stages_are_what_a_gpu_is_asked_for(data: Path) -> None:
@@ -128,6 +128,23 @@ def test_the_second_stage_of_the_seed_starts_from_the_first(data: Path, out: Pat
     assert runner.lacking(stage) == runner.lacking(by_name["evaluate-unet-nyu-mse"]) == ""
     start.unlink()
     assert runner.lacking(stage) == "waits for runs/unet-nyu-mse/model.safetensors"
+
+
+def test_where_there_are_pictures_a_model_becomes_its_own_student(data: Path, out: Path) -> None:
+    by_name = {
+        stage.name: stage for stage in Plan(out, FULL, data, pictures=(data / "a.tar", data / "b")).stages()
+    }
+    stage = by_name["student-unet_resnet50-nyu"]
+    first = out / "runs" / "unet_resnet50-nyu" / "model.safetensors"
+    args = importlib.import_module("train.__main__").parser().parse_args(stage.words[2:])
+    assert args.init == args.teacher_model == str(first) and args.size == (288, 384)
+    assert args.pictures == [data / "a.tar", data / "b"]
+    assert stage.after == "train-unet_resnet50-nyu" and first in stage.needs
+    # What is measured is the student.
+    measured = by_name["evaluate-unet_resnet50-nyu"]
+    assert measured.after == stage.name and measured.words[2] == str(out / stage.product)
+    assert "student-unet-nyu-mse" not in by_name
+    assert not [stage for stage in Plan(out, FULL, data).stages() if stage.name.startswith("student-")]
 
 
 def test_a_row_that_goes_on_from_another_waits_for_it(data: Path, out: Path) -> None:

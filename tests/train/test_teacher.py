@@ -71,6 +71,19 @@ def test_a_student_resumes_exactly_and_its_card_names_the_teacher(
     assert str(tmp_path) not in json.dumps(card)
 
 
+def test_another_teacher_by_flag(
+    rooms_set: Path, pictures: Path, teacher: Path, recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(recipe.read_text().replace(str(teacher), "unet_resnet50"))
+    out = tmp_path / "run"
+    arguments = ["--recipe", recipe, "--data", rooms_set, "--pictures", pictures, "--out", out]
+    assert train(*arguments, "--teacher", teacher) == 0
+    config = load_recipe(out / "config.toml")
+    assert config.teacher.model == str(teacher) and config.teacher.size == (48, 64)
+    (mixed,) = read_metadata(out / "model.safetensors")["mixed_with"]
+    assert mixed["teacher"]["sha256"] == sha256_of(teacher)
+
+
 def test_labels_of_another_teacher_are_refused(
     rooms_set: Path, pictures: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
