@@ -116,8 +116,13 @@ def start_card(
         "versions": versions(),
         **data,
         # What the initial weights were trained on binds these too.
-        "terms": "; ".join(dict.fromkeys(filter(None, (origin.get("terms"), data["terms"])))),
+        "terms": joined_terms(origin.get("terms", ""), data["terms"]),
     }
+
+
+def joined_terms(*terms: str) -> str:
+    """All clauses of some terms, each once."""
+    return "; ".join(dict.fromkeys(clause for each in terms for clause in each.split("; ") if clause))
 
 
 def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:

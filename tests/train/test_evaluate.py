@@ -17,7 +17,7 @@ from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
-from train.cards import KINECT, PICTURE, load_any, make_card, renew_card, store_weights
+from train.cards import KINECT, PICTURE, joined_terms, load_any, make_card, renew_card, store_weights
 from train.evaluate import evaluate, parser, run, torch_predict
 from train.samples import PAD, ranked
 
@@ -112,6 +112,16 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
         any("518.86 pixels" in line for line in stored["limits"])
         and "of the train data" in stored["limits"][-1]
     )
+
+
+def test_terms_are_said_once() -> None:
+    nyu = "NYU: research use; cite it"
+    pictures = f"{nyu}; pictures: free; depth by a teacher with these terms: {nyu}"
+    once = (
+        "NYU: research use; cite it; pictures: free; depth by a teacher with these terms: NYU: research use"
+    )
+    assert joined_terms(nyu, pictures) == joined_terms(pictures) == once
+    assert joined_terms("", "MIT") == "MIT" and joined_terms("", "") == ""
 
 
 def test_a_card_is_renewed_beside_weights_that_stay(
