@@ -72,6 +72,7 @@ DOCUMENTS: Mapping[str, Mapping[str, Table]] = {
         "zoo": accuracy_tables.zoo,
         "averaging": accuracy_tables.averaging,
         "distance": accuracy_tables.by_distance,
+        "claims": reproduction_tables.claims,
         "demo": demo,
         "benchmarks": latency_tables.summary,
         "gpu": gpu,

@@ -30,14 +30,17 @@ def reproduction(results: Path) -> str:
     return "\n\n".join(one(run) for run in runs) or "Not measured yet."
 
 
-def one(run: dict[str, Any]) -> str:
-    """A run of ``benchmarks/reproduce.py``."""
-    rows = run["rows"]
-    lines = []
-    for name, seeds in rows.items():
-        figures = list(seeds.values())
-        lines.append([f"`{name}`", len(figures), *(spread([row[key] for row in figures]) for key in COLUMNS)])
-    judged = [
+def claims(results: Path) -> str:
+    """A line for each claim and run, without the rows behind it."""
+    runs = collect(results, "reproduction")
+    if not runs:
+        return "Not measured yet."
+    return "\n\n".join(f"{title(run)}\n\n{judged(run)}" for run in runs)
+
+
+def judged(run: dict[str, Any]) -> str:
+    """The verdicts of a run, as a table; "" where there is none."""
+    lines = [
         [
             verdict.claim.says,
             f"{COLUMNS[verdict.claim.figure]} of `{verdict.claim.better}` against `{verdict.claim.other}`",
@@ -45,8 +48,13 @@ def one(run: dict[str, Any]) -> str:
             f"{verdict.wins} of {len(verdict.pairs)}",
             verdict.word(),
         ]
-        for verdict in judge(rows)
+        for verdict in judge(run["rows"])
     ]
+    return table(["claim", "by", "means", "seeds", ""], lines, left=5) if lines else ""
+
+
+def title(run: dict[str, Any]) -> str:
+    """What was trained how, in bold."""
     words = {
         "epochs": "{} passes",
         "frames": "{} train frames",
@@ -54,11 +62,16 @@ def one(run: dict[str, Any]) -> str:
         "width": "U-Nets that begin with {} channels",
     }
     given = [word.format(run[key]) for key, word in words.items() if run.get(key)]
-    title = ", ".join([shape(run["size"]) if run["size"] else "the recipes' size", *given])
-    parts = [
-        f"**{title}; {run['count']} {run['split']} frames**",
-        table(["row", "seeds", *COLUMNS.values()], lines),
-    ]
-    if judged:
-        parts.append(table(["claim", "by", "means", "seeds", ""], judged, left=5))
-    return "\n\n".join([*parts, sources([run])])
+    kind = ", ".join([shape(run["size"]) if run["size"] else "the recipes' size", *given])
+    return f"**{kind}; {run['count']} {run['split']} frames**"
+
+
+def one(run: dict[str, Any]) -> str:
+    """A run of ``benchmarks/reproduce.py``."""
+    rows = run["rows"]
+    lines = []
+    for name, seeds in rows.items():
+        figures = list(seeds.values())
+        lines.append([f"`{name}`", len(figures), *(spread([row[key] for row in figures]) for key in COLUMNS)])
+    parts = [title(run), table(["row", "seeds", *COLUMNS.values()], lines), judged(run), sources([run])]
+    return "\n\n".join(filter(None, parts))

@@ -222,6 +222,7 @@ def test_a_broken_result_file_is_named(made_results: Path) -> None:
 
 def test_reproduction(made_results: Path) -> None:
     assert reproduction_tables.reproduction(made_results) == "Not measured yet."
+    assert reproduction_tables.claims(made_results) == "Not measured yet."
     row = {"abs_rel": 0.3, "rmse": 1.0, "d1": 0.5, "edge_f1": 0.25, "peak": 1.5}
     rows = {
         "mse": {str(seed): row | {"lines": 2.0 + seed} for seed in range(3)},
@@ -246,3 +247,9 @@ def test_reproduction(made_results: Path) -> None:
         "| 3 of 3 | holds |"
     ) in text
     assert text.endswith(SOURCE.format("reproduce.py"))
+    short = reproduction_tables.claims(made_results)
+    assert (
+        short.splitlines()[0] == text.splitlines()[0]
+        and "| 3 of 3 | holds |" in short
+        and short in text.replace(text[text.index("| row") : text.index("| claim")], "")
+    )
