@@ -60,17 +60,19 @@ def averaging(results: Path) -> str:
 
 
 def by_distance(results: Path) -> str:
-    """AbsRel and bias of every card by true distance."""
-    cards = [
-        (name, tag, weights.card(name, tag))
+    """AbsRel and bias by true distance, of every card that says."""
+    found = {
+        (name, tag): card["failures"]["by_distance"]
         for name in weights.models_with_weights()
         for tag in weights.tags(name)
-    ]
-    bands = cards[0][2]["failures"]["by_distance"]
+        if "failures" in (card := weights.card(name, tag))
+    }
+    if not found:
+        return "Not measured yet."
+    bands = next(iter(found.values()))
     lines: list[list[Any]] = [["share of the pixels", "", *(f"{band['share']:.0%}" for band in bands)]]
-    for name, tag, card in cards:
-        found = card["failures"]["by_distance"]
-        cells = [f"{band['abs_rel']:.3f} ({band['bias']:+.0%})" for band in found]
+    for (name, tag), known in found.items():
+        cells = [f"{band['abs_rel']:.3f} ({band['bias']:+.0%})" for band in known]
         lines.append([f"`{name}`", f"`{tag}`", *cells])
     columns = ["{:g} to {:g} m".format(*band["metres"]) for band in bands]
     return table(["model", "tag", *columns], lines, left=2)
