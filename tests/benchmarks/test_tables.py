@@ -253,3 +253,20 @@ def test_reproduction(made_results: Path) -> None:
         and "| 3 of 3 | holds |" in short
         and short in text.replace(text[text.index("| row") : text.index("| claim")], "")
     )
+
+
+def test_errors_by_distance_of_the_cards_that_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bands = [
+        {"metres": [0, 1], "share": 0.25, "abs_rel": 0.5, "bias": 0.4},
+        {"metres": [5, 10], "share": 0.75, "abs_rel": 0.2, "bias": -0.1},
+    ]
+    cards = {"unet": {"failures": {"by_distance": bands}}, "unet_resnet50": {}}
+    monkeypatch.setattr(accuracy_tables.weights, "models_with_weights", lambda: list(cards))
+    monkeypatch.setattr(accuracy_tables.weights, "tags", lambda name: ["nyu"])
+    monkeypatch.setattr(accuracy_tables.weights, "card", lambda name, tag: cards[name])
+    assert accuracy_tables.by_distance(tmp_path) == (
+        "| model | tag | 0 to 1 m | 5 to 10 m |\n|---|---|--:|--:|\n| share of the pixels | | 25% | 75% |\n"
+        "| `unet` | `nyu` | 0.500 (+40%) | 0.200 (-10%) |"
+    )
+    del cards["unet"]
+    assert accuracy_tables.by_distance(tmp_path) == "Not measured yet."
