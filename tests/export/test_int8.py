@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 
 from depthzoo.models import DepthModel
@@ -130,5 +131,8 @@ def test_sensitivity_finds_the_layer_that_suffers(graph: onnx.ModelProto, pictur
         weights[name].CopyFrom(numpy_helper.from_array(values, name))
     found = list(sensitivity(graph, pictures, pictures, percentile=100))
     assert [moved.layer for moved in found] == BODY
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        # Without VNNI onnxruntime adds two products in 16 bits, and the sums of the first layer do not fit.
+        found = [moved for moved in found if moved.layer != "fine.0"]
     worst = max(found)
     assert worst.layer == "coarse.0" and worst.mean > 5 * sorted(found)[-2].mean
