@@ -20,8 +20,6 @@ from train.failures import limits
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(depthzoo.__file__).parent / "data" / "examples" / "desk.jpg"
 KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
-
-
 # How far an evaluation may be from the figures that are stored of the same weights: another machine's rounding.
 SAME = 2e-3
 
@@ -172,6 +170,12 @@ def manifest_of(folder: Path) -> Path:
         if folder.resolve() == zoo_weights.BUNDLED.resolve()
         else folder / "manifest.json"
     )
+
+
+def is_stored(path: Path, folder: Path, tag: str) -> bool:
+    """Whether :func:`store_weights` has put this file into ``folder`` under ``tag``, and not a run that it is of."""
+    header = zoo_weights.read_metadata(path)
+    return path.resolve().parent == folder.resolve() and header.get("tag") == tag and "metrics" in header
 
 
 def renew_card(path: Path, card: dict[str, Any]) -> Path:

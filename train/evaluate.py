@@ -19,7 +19,7 @@ from depthzoo.predictor import select_device
 from depthzoo.visualize import palette
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command, parse_size
-from train.cards import find_any, load_any, make_card, renew_card, store_weights
+from train.cards import find_any, is_stored, load_any, make_card, renew_card, store_weights
 from train.failures import ByDistance, failures
 from train.inference import Predict, predict_frames, torch_predict
 from train.onnx_network import OnnxNetwork, runs_on
@@ -176,10 +176,10 @@ def run(args: argparse.Namespace) -> int:
     rows = torch.empty(0)
     for flip in (False, True) if args.card else (args.flip,):
         predict = torch_predict(network, device, flip)
-        near_far = ByDistance(PROTOCOLS[args.protocol])
-        figures, rows = evaluate(predict, dataset, size, args.protocol, exact=exact, by_distance=near_far)
+        by_distance = ByDistance(PROTOCOLS[args.protocol])
+        figures, rows = evaluate(predict, dataset, size, args.protocol, exact=exact, by_distance=by_distance)
         report["flip" if flip else "plain"] = figures
-        report.setdefault("failures", failures(rows, dataset.keys, near_far))
+        report.setdefault("failures", failures(rows, dataset.keys, by_distance))
         print(
             f"{network.name} at {size[0]}x{size[1]}, {args.split} ({len(dataset)} frames, {truth} truth), "
             f"{args.protocol}, {'with' if flip else 'without'} flip"
@@ -200,11 +200,11 @@ def run(args: argparse.Namespace) -> int:
     if args.card:
         assert isinstance(network, DepthModel)
         card = make_card(network, report, dataset.info)
-        path = find_any(args.model, args.weights)
-        if path.resolve().parent == args.card.resolve():
+        path, tag = find_any(args.model, args.weights), args.tag or card["tag"]
+        if is_stored(path, args.card, tag):
             print(renew_card(path, card))
         else:
-            print(store_weights(network, card, args.card, args.tag or card["tag"]))
+            print(store_weights(network, card, args.card, tag))
     return 0
 
 

@@ -84,9 +84,9 @@ def limits(card: dict[str, Any]) -> list[str]:
     """What the weights of a card are not for, out of what it says of their training."""
     camera, (_, far), unit = card["camera"], card["depth_range"], card["unit"]
     return [
-        "Rooms, seen from eye level: nothing was learnt or measured outdoors, in close-ups or from the air.",
+        "Rooms: nothing was learnt or measured outdoors.",
         f"One camera, {camera['name']}: {camera['focal_px']} pixels of focal length at {camera['at_width']} wide. "
         "For another, multiply depth by its focal length, scaled to that width, over this one.",
-        f"Nothing is predicted beyond {far:g} {unit}; see failures for what far depth is worth.",
+        f"Nothing is predicted beyond {far:g} {unit}; see failures for what near and far depth is worth.",
         f"Terms of the training data: {card['terms']}",
     ]

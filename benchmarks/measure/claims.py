@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Recipes of train/recipes/reproduction, in the order of training: a row that goes on from another one comes after it.
+ROWS = ("mse", "mse_longer", "combined", "bounded", "bilinear", "resnet50", "berhu", "dispnet")
 # Higher is better of these; of all others, lines and their peak too, lower.
 RISING = ("d1", "edge_f1")
 
@@ -27,10 +29,10 @@ class Claim:
 
 CLAIMS = (
     Claim("gradient and normal terms remove the lines", "combined", "mse_longer", "lines"),
-    Claim("and do so by more than blur", "combined", "mse_longer", "peak"),
+    Claim("gradient and normal terms remove lines before other detail", "combined", "mse_longer", "peak"),
     Claim("gradient and normal terms sharpen depth edges", "combined", "mse_longer", "edge_f1"),
     Claim("bilinear upsampling removes the lines", "bilinear", "mse", "lines"),
-    Claim("and does so by more than blur", "bilinear", "mse", "peak"),
+    Claim("bilinear upsampling removes lines before other detail", "bilinear", "mse", "peak"),
     Claim("bilinear upsampling is more accurate", "bilinear", "mse", "abs_rel"),
     Claim("a bounded output removes the lines", "bounded", "mse", "lines"),
     Claim("an encoder of ResNet-50 is more accurate", "resnet50", "mse", "abs_rel"),

@@ -25,7 +25,8 @@ def place(run: Mapping[str, Any]) -> Place:
     machine = run["machine"]
     if machine["device"] == "cuda":
         return "cuda", str(machine["gpu"])
-    return "cpu", f"{machine['processor']}, {machine['threads']} threads"
+    threads = machine["threads"]
+    return "cpu", f"{machine['processor']}, {threads} thread{'s' * (threads != 1)}"
 
 
 def unmeasured(runs: Iterable[Mapping[str, Any]]) -> list[str]:

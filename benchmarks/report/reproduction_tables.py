@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.claims import judge
+from benchmarks.measure.claims import ROWS, judge
 from benchmarks.report.markdown import shape, sources, table
 from benchmarks.report.measured import collect
 
@@ -70,8 +70,8 @@ def one(run: dict[str, Any]) -> str:
     """A run of ``benchmarks/reproduce.py``."""
     rows = run["rows"]
     lines = []
-    for name, seeds in rows.items():
-        figures = list(seeds.values())
+    for name in sorted(rows, key=ROWS.index):
+        figures = list(rows[name].values())
         lines.append([f"`{name}`", len(figures), *(spread([row[key] for row in figures]) for key in COLUMNS)])
     parts = [title(run), table(["row", "seeds", *COLUMNS.values()], lines), judged(run), sources([run])]
     return "\n\n".join(filter(None, parts))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import reproduce
+from benchmarks.measure.claims import ROWS
 from benchmarks.measure.record import RESULTS
 from benchmarks.stages.owed import RECIPES, WANTED, Wanted, first, length
 from depthzoo import weights as zoo_weights
@@ -71,7 +71,7 @@ FULL = Scale(
     peer_sizes=("240x320", "480x640", "native"),
     batches=("1", "16"),
     over=("pixels", "batch", "workers", "processes"),
-    rows=reproduce.ROWS,
+    rows=ROWS,
     seeds=("0", "1", "2"),
     flags={
         "tests": "-k '(cuda or gpu) and not gpu_stages' tests",
@@ -201,12 +201,11 @@ class Plan:
         """Training and figures of a row of the reproduction; one that was stopped goes on when it is run again."""
         product = f"reproduction.{self.scale.device}.json"
         given = ("--data", str(self.data), "--rows", row, "--seeds", seed, *self.flags("reproduce"))
-        runs = self.out / "runs" / "reproduction"
-        words = ("benchmarks/reproduce.py", *given, "--runs", str(runs), "--out", str(self.out / product))
-        start = Path(load_recipe(reproduce.RECIPES / f"{row}.toml").init).parent.name
+        given += ("--runs", str(self.out / "runs" / "reproduction"), "--device", self.scale.device)
+        words = ("benchmarks/reproduce.py", *given, "--out", str(self.out / product))
+        start = Path(load_recipe(RECIPES / "reproduction" / f"{row}.toml").init).parent.name
         after = f"reproduce-{start}-{seed}" if start else ""
         about = f"row {row} of the reproduction, seed {seed}"
-        words = (*words, "--device", self.scale.device)
         return Stage(f"reproduce-{row}-{seed}", about, words, product, ("data",), after=after)
 
     def trained(self, one: Wanted) -> Iterator[Stage]:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, reproduce
+from benchmarks import gpu
 from benchmarks.gpu import Runner
+from benchmarks.measure.claims import ROWS
 from benchmarks.stages import owed, plan
 from benchmarks.stages.journal import JOURNAL, Journal
 from benchmarks.stages.limited import run_limited
@@ -103,9 +104,7 @@ def test_the_stages_are_what_a_gpu_is_asked_for(data: Path) -> None:
     )
     weights_last = names.index("evaluate-unet_resnet50_wide-nyu")
     assert names[weights_last - 1] == "train-unet_resnet50_wide-nyu"
-    assert names[weights_last + 1 :] == [
-        f"reproduce-{row}-{seed}" for seed in range(3) for row in reproduce.ROWS
-    ]
+    assert names[weights_last + 1 :] == [f"reproduce-{row}-{seed}" for seed in range(3) for row in ROWS]
     assert names.index("train-unet-nyu-mse") < names.index("train-unet-nyu-combined")
 
 

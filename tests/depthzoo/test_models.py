@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,6 +269,23 @@ def test_range_and_mean_of_the_head() -> None:
 def test_bad_head_options_are_refused(options: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         build("unet_mobilenet_v3", **options)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_bilinear"])
+def test_a_narrow_unet(name: str, tmp_path: Path) -> None:
+    narrow = build(name, width=8)
+    assert narrow.encoder.out_channels == (8, 16, 32, 64, 128) and narrow.arguments == {"width": 8}
+    # All but the first layer and the last have an eighth of the channels on either side.
+    assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in fresh(name).parameters()) / 55
+    assert fresh(name).encoder.out_channels == (64, 128, 256, 512, 1024)
+    path = tmp_path / "narrow.safetensors"
+    depthzoo.weights.write_weights(narrow, path, {"model": name, "arguments": narrow.arguments})
+    again = depthzoo.create_model(name, weights=path)
+    assert again.encoder.out_channels == narrow.encoder.out_channels
+    with pytest.raises(ValueError, match="was trained with width=8, not 64"):
+        depthzoo.create_model(name, weights=path, width=64)
+    with pytest.raises(ValueError, match="width must be 1 or more, not 0"):
+        build(name, width=0)
 
 
 def test_unknown_option_is_refused() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, numpy_helper
 
 from depthzoo.models import DepthModel
@@ -129,10 +128,9 @@ def test_sensitivity_finds_the_layer_that_suffers(graph: onnx.ModelProto, pictur
         values = numpy_helper.to_array(weights[name]).copy()
         values[0] = 0
         weights[name].CopyFrom(numpy_helper.from_array(values, name))
-    found = list(sensitivity(graph, pictures, pictures, percentile=100))
+    # In half light no sum of two 8-bit products leaves 16 bits, in which onnxruntime adds them on AVX2.
+    dark = [picture / 2 for picture in pictures]
+    found = list(sensitivity(graph, pictures, dark, percentile=100))
     assert [moved.layer for moved in found] == BODY
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        # Without VNNI onnxruntime adds two products in 16 bits, and the sums of the first layer do not fit.
-        found = [moved for moved in found if moved.layer != "fine.0"]
     worst = max(found)
     assert worst.layer == "coarse.0" and worst.mean > 5 * sorted(found)[-2].mean

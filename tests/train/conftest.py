@@ -95,6 +95,23 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """Weights as a run leaves them; working size 64x96."""
+    torch.manual_seed(0)
+    model = create_model("unet_mobilenet_v3", weights=None)
+    path = tmp_path / "some.safetensors"
+    card = {
+        "model": model.name,
+        "tag": "nyu",
+        "arguments": {},
+        "size": [64, 96],
+        "terms": "of the train data",
+    }
+    write_weights(model, path, card)
+    return path
+
+
 @pytest.fixture(scope="session")
 def sixty_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of 60 steps with two tiny pictures each, a checkpoint after every third."""

@@ -11,6 +11,7 @@ def test_a_resolved_configuration_reads_back(tmp_path: Path) -> None:
     config = TrainConfig(
         loss={"silog": 1.0, "gradient": 0.5},
         loss_options={"gradient": {"log": True}},
+        model_options={"width": 16},
         augment=AugmentConfig(flip=True, zoom=(0.9, 1.4)),
         teacher=TeacherConfig(model="unet", size=(64, 96)),
         size=(64, 96),

@@ -9,15 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo import weights as zoo_weights
 from depthzoo.data.codec import DatasetError, encode_depth, encode_image
 from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.metrics import METRICS
-from depthzoo.predictor import Predictor
-from depthzoo.registry import create_model
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
-from train.cards import KINECT, PICTURE, joined_terms, load_any, make_card, renew_card, store_weights
 from train.evaluate import evaluate, parser, run, torch_predict
 from train.samples import PAD, ranked
 
@@ -57,22 +53,6 @@ def test_flip_averages_with_the_mirrored_picture() -> None:
     assert (torch_predict(LeftHalf(), torch.device("cpu"), flip=True)(image) == 2).all()
 
 
-@pytest.fixture
-def weights_file(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model = create_model("unet_mobilenet_v3", weights=None)
-    path = tmp_path / "some.safetensors"
-    card = {
-        "model": model.name,
-        "tag": "nyu",
-        "arguments": {},
-        "size": [64, 96],
-        "terms": "of the train data",
-    }
-    zoo_weights.write_weights(model, path, card)
-    return path
-
-
 def test_the_command_evaluates_a_file_and_writes_json(
     real_set: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,80 +63,6 @@ def test_the_command_evaluates_a_file_and_writes_json(
     report = json.loads(out.read_text())
     assert report["truth"] == "filled" and report["protocol"] == "eigen"
     assert f"{report['plain']['per_image']['abs_rel']:.3f}" in printed and "pooled" in printed
-
-
-def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path, tmp_path: Path) -> None:
-    model = load_any(str(weights_file))
-    results, _ = evaluate(
-        torch_predict(model.eval(), torch.device("cpu")), ShardDataset(real_set, "val"), (64, 96)
-    )
-    report = {"count": 3, "truth": "filled", "plain": results, "flip": results, "failures": {"worst": []}}
-    model.card = (model.card or {}) | {"camera": KINECT, "depth_range": [0.001, 10.0], "unit": "m"}
-    card = make_card(model, report, {"terms": "research use"})
-    path = store_weights(model, card, tmp_path / "zoo", "nyu")
-    stored = json.loads(path.with_suffix(".json").read_text())
-    assert stored["file"] == path.name and path.name.startswith("unet_mobilenet_v3_nyu-")
-    assert stored["metrics"]["per_image"] == results["per_image"] and stored["terms"] == "of the train data"
-    with Image.open(path.with_suffix(".desk.depth.png")) as output:
-        metres = np.asarray(output) / 1000
-    expected = Predictor(load_any(str(path)), device="cpu").predict(PICTURE).depth
-    assert np.abs(metres - expected).max() < 1e-3
-    # The test set's terms bind weights only where they say nothing themselves.
-    model.card = {**model.card, "terms": ""}
-    assert make_card(model, report, {"terms": "research use"})["terms"] == "research use"
-    assert zoo_weights.read_metadata(path)["metrics"] == stored["metrics"]
-    table = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
-    assert table["unet_mobilenet_v3"]["tags"]["nyu"]["sha256"] == stored["sha256"]
-    assert stored["failures"] == {"worst": []}
-    assert (
-        any("518.86 pixels" in line for line in stored["limits"])
-        and "of the train data" in stored["limits"][-1]
-    )
-
-
-def test_terms_are_said_once() -> None:
-    nyu = "NYU: research use; cite it"
-    pictures = f"{nyu}; pictures: free; depth by a teacher with these terms: {nyu}"
-    once = (
-        "NYU: research use; cite it; pictures: free; depth by a teacher with these terms: NYU: research use"
-    )
-    assert joined_terms(nyu, pictures) == joined_terms(pictures) == once
-    assert joined_terms("", "MIT") == "MIT" and joined_terms("", "") == ""
-
-
-def test_a_card_is_renewed_beside_weights_that_stay(
-    real_set: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    card = zoo_weights.read_metadata(weights_file) | {
-        "camera": KINECT,
-        "depth_range": [0.001, 10.0],
-        "unit": "m",
-    }
-    torch.manual_seed(0)
-    zoo_weights.write_weights(create_model("unet_mobilenet_v3", weights=None), weights_file, card)
-    folder = tmp_path / "zoo"
-    arguments = ["--data", str(real_set), "--card", str(folder)]
-    assert command(parser(), run, [str(weights_file), *arguments]) == 0
-    path = Path(capsys.readouterr().out.splitlines()[-1])
-    output = path.with_suffix(".desk.depth.png")
-    output.write_bytes(b"stays too")
-    before, first = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-    without = {key: value for key, value in first.items() if key not in ("failures", "limits")}
-    path.with_suffix(".json").write_text(json.dumps(without))
-    assert command(parser(), run, [str(path), *arguments]) == 0
-    assert output.read_bytes() == b"stays too"
-    assert path.read_bytes() == before and len(list(folder.glob("*.safetensors"))) == 1
-    assert json.loads(path.with_suffix(".json").read_text()) == first
-    bands = first["failures"]["by_distance"]
-    assert sum(band["share"] for band in bands) == pytest.approx(1, abs=1e-3)
-    assert [row["frame"] for row in first["failures"]["worst"]]
-
-    # Figures that are not those of the header are no reason to change either.
-    off = json.loads(json.dumps(first))
-    off["metrics"]["per_image"]["d1"] += 0.01
-    with pytest.raises(ValueError, match="d1 is .* the card stays"):
-        renew_card(path, off)
-    assert json.loads(path.with_suffix(".json").read_text()) == first
 
 
 @pytest.mark.parametrize(

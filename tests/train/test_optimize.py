@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from train.config import TrainConfig
 from train.distributed import World
-from train.learner import Learner
+from train.learner import Learner, build_model
 from train.optimize import make_optimizer, recompute_activations
 from train.progress import TrainingError
 
@@ -184,6 +184,14 @@ def test_recomputing_gives_the_same_gradients_from_less_memory(model: str) -> No
 
 
 # Precision.
+
+
+def test_a_recipes_options_reach_the_model() -> None:
+    model = build_model(TrainConfig(model="unet", head="linear", model_options={"width": 4}))
+    assert model.arguments == {"head": "linear", "width": 4}
+    with pytest.raises(ValueError, match=r"^model_options of unet: .*'widht'") as error:
+        build_model(TrainConfig(model="unet", model_options={"widht": 4}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,6 +1,5 @@
 """Half precision is used where it is the faster one, and a run says so where it is not."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -50,4 +49,4 @@ def test_a_run_says_what_it_computes_in(
     card = create_model(config.model, weights=tmp_path / "run" / "last.safetensors").card
     assert card is not None and card["trained_on"]["precision"] == used
     # What was asked for stays what it was, so that the run goes on anywhere.
-    assert load_recipe(tmp_path / "run" / "config.toml") == dataclasses.replace(config, precision="bf16")
+    assert load_recipe(tmp_path / "run" / "config.toml") == config

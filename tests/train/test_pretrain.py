@@ -135,11 +135,10 @@ def test_resuming_is_bit_identical(tar: Path, tmp_path: Path, method: str) -> No
 def test_the_loss_falls_on_a_few_pictures(write_tar: WriteTar, tmp_path: Path) -> None:
     """Blue rooms against others: eight pictures are learnt in a few steps."""
     tar = write_tar(9)
-    arguments = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", tmp_path / "run", "--epochs", 16]
+    arguments = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", tmp_path / "run", "--epochs", 24]
     assert pretrain(*arguments, "--lr", "3e-3") == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
-    # Chance is ln 2. How far below depends on the processor's rounding: 0.3 to 0.45.
-    assert history[0]["loss"] > 0.6 and history[-1]["loss"] < 0.55
+    assert history[0]["loss"] > 0.6 and history[-1]["loss"] < 0.35
 
 
 @pytest.mark.parametrize("name", ["dispnet_vgg16", "unet_resnet50", "unet"])
