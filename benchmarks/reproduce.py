@@ -63,7 +63,7 @@ def recipe(name: str, args: argparse.Namespace, seed: int) -> TrainConfig:
         batch_size=args.batch_size,
         frames=args.frames,
         epochs=None if own.init else args.epochs,
-        model_options={"width": args.width} if args.width and name not in ENCODERS else None,
+        model_options=None if args.width is None or name in ENCODERS else {"width": args.width},
         encoder_weights=args.encoder_weights if name in ENCODERS else None,
         init=str(base / own.init) if own.init else None,
     )

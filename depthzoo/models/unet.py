@@ -34,8 +34,8 @@ class UNetEncoder(Encoder):
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be 1 or more, not {width}")
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"width must be a whole number of 1 or more, not {width!r}")
         self.out_channels = tuple(width << level for level in range(LEVELS))
         self.body = nn.ModuleList(
             double_conv(before, after)

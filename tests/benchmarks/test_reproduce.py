@@ -160,6 +160,7 @@ def test_a_run_that_was_interrupted_goes_on(
         (["--rows", "combine"], "unknown row 'combine': did you mean 'combined'"),
         (["--rows", "combined"], "row combined goes on from mse: train that too"),
         (["--data", "nowhere"], "nowhere"),
+        (["--rows", "mse", "--width", "0"], "width must be a whole number of 1 or more, not 0"),
     ],
 )
 def test_one_line_for_what_cannot_be(

@@ -284,8 +284,9 @@ def test_a_narrow_unet(name: str, tmp_path: Path) -> None:
     assert again.encoder.out_channels == narrow.encoder.out_channels
     with pytest.raises(ValueError, match="was trained with width=8, not 64"):
         depthzoo.create_model(name, weights=path, width=64)
-    with pytest.raises(ValueError, match="width must be 1 or more, not 0"):
-        build(name, width=0)
+    for width in (0, 7.5, "wide"):
+        with pytest.raises(ValueError, match=f"width must be a whole number of 1 or more, not {width!r}"):
+            build(name, width=width)
 
 
 def test_unknown_option_is_refused() -> None:
