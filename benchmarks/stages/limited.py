@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 GRACE = 60.0  # seconds between asking and killing: a training saves meanwhile
+DYING = 10.0  # seconds that what was killed may take; one that nobody waits for is there for ever
 
 
 def run_limited(words: Sequence[str], seconds: float, folder: Path, grace: float = GRACE) -> tuple[int, bool]:
@@ -39,13 +41,20 @@ def stop(process: subprocess.Popen[bytes], grace: float) -> int:
     try:
         send(process, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(grace)
+            process.wait(grace)
     finally:
         send(process, signal.SIGKILL)  # what it has started may outlive it
-    return process.wait()
+    code, until = process.wait(), time.monotonic() + DYING
+    # A signal is not a death yet, and what dies may still hold a GPU that the next command wants.
+    while send(process, 0) and time.monotonic() < until:
+        time.sleep(0.02)
+    return code
 
 
-def send(process: subprocess.Popen[bytes], number: int) -> None:
-    """Sends a signal to what is left of a process group."""
-    with contextlib.suppress(ProcessLookupError):
+def send(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Sends a signal to what is left of a process group; whether anything is."""
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
