@@ -227,30 +227,28 @@ class Plan:
         about = f"training of {one.model}, {one.tag}, by {one.recipe}.toml"
         product, name = f"runs/{one.name}/model.safetensors", f"train-{one.name}"
         yield Stage(name, about, tuple(words), product, needs, run, after)
-        best = run / "model.safetensors"
         if self.pictures and one.student:
-            run, start = self.out / "runs" / f"{one.name}-student", best
-            size = load_recipe(RECIPES / f"{one.recipe}.toml").size
-            words = [
-                "-m",
-                "train",
-                "--recipe",
-                str(RECIPES / f"{one.student}.toml"),
-                "--data",
-                str(self.data),
-            ]
-            words += ["--out", str(run), "--device", device, "--tag", one.tag, "--init", str(start)]
-            words += ["--size", "{}x{}".format(*size), "--teacher", str(start), *self.flags("train")]
-            words += ["--pictures", *map(str, self.pictures)]
-            about = f"{one.model}, {one.tag}, taught by itself by {one.student}.toml"
-            product, best = f"runs/{run.name}/model.safetensors", run / "model.safetensors"
-            yield Stage(f"student-{one.name}", about, tuple(words), product, ("data", start), run, name)
-            name = f"student-{one.name}"
+            student = self.student(one, run / "model.safetensors", name)
+            yield student
+            run, name = self.out / "runs" / f"{one.name}-student", student.name
+        best = run / "model.safetensors"
         words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", device]
         words += ["--json", str(run / "test.json"), "--card", str(self.weights), "--tag", one.tag]
         about = f"figures and card of {one.model}, {one.tag}"
-        product, needs = f"runs/{one.name}/test.json", ("data", best)
+        product, needs = f"runs/{run.name}/test.json", ("data", best)
         yield Stage(f"evaluate-{one.name}", about, tuple(words), product, needs, after=name)
+
+    def student(self, one: Wanted, start: Path, after: str) -> Stage:
+        """Training that goes on from weights, on what they say of pictures without depth."""
+        run = self.out / "runs" / f"{one.name}-student"
+        height, width = load_recipe(RECIPES / f"{one.recipe}.toml").size
+        words = ["-m", "train", "--recipe", str(RECIPES / f"{one.student}.toml"), "--data", str(self.data)]
+        words += ["--out", str(run), "--device", self.scale.device, "--tag", one.tag, "--init", str(start)]
+        words += ["--size", f"{height}x{width}", "--teacher", str(start), *self.flags("train")]
+        words += ["--pictures", *map(str, self.pictures)]
+        about = f"{one.model}, {one.tag}, taught by itself by {one.student}.toml"
+        product = f"runs/{run.name}/model.safetensors"
+        return Stage(f"student-{one.name}", about, tuple(words), product, ("data", start), run, after)
 
     def start(self, one: Wanted) -> Path:
         """The file that a training starts from: of this folder's run, else of the zoo."""
