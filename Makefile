@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -22,11 +23,14 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY) ## predict, export to ONNX, compare: out/demo (IMAGE=photo.jpg for a picture of yours)
 	$(BIN)/python benchmarks/demo.py $(if $(IMAGE),--image "$(IMAGE)")
 
-test: $(READY) ## the test suite
-	$(BIN)/python -m pytest -m "not slow"
+# One thread a process: threads that wait for each other while another process has the core cost most of the time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+test: $(READY) ## the test suite, in two processes (JOBS=4: in four, 4 GB each)
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(READY) ## format, lint, types
 	$(BIN)/ruff format --check .
