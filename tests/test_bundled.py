@@ -105,15 +105,16 @@ def test_an_onnx_file_reproduces_it(name: str, tag: str, root: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_card_of_the_light_model_is_reproduced(real_data: Path) -> None:
+@pytest.mark.parametrize(("name", "tag"), TAGS)
+def test_a_card_is_reproduced(name: str, tag: str, real_data: Path) -> None:
     """All 654 frames, by another way than train.evaluate: the Predictor on the files themselves."""
     folder = real_data / "nyu_v2_labelled"
-    predictor = depthzoo.Predictor(depthzoo.unet_mobilenet_v3(), device="cpu")
+    predictor = depthzoo.Predictor(depthzoo.create_model(name, weights=tag), device="cpu")
     metrics = DepthMetrics()
     for number in json.loads((folder / "splits.json").read_text())["test"]:
         depth = predictor(folder / "images" / f"{number:04d}.jpg").depth
         metrics.update(torch.from_numpy(depth)[None], truth(folder / "depths" / f"{number:04d}.png")[None])
-    figures, card = metrics.compute(), weights.card("unet_mobilenet_v3")["metrics"]
+    figures, card = metrics.compute(), weights.card(name, tag)["metrics"]
     assert figures["per_image"] == pytest.approx(card["per_image"], abs=2e-3)
     assert figures["pooled"]["rmse"] == pytest.approx(card["pooled"]["rmse"], abs=2e-3)
     assert figures["per_image"]["abs_rel"] <= 0.25
