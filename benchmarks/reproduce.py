@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.measure.claims import ROWS, judge  # noqa: E402
+from benchmarks.measure.claims import ENCODERS, ROWS, judge  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, identity, read_runs, store_run  # noqa: E402
 from benchmarks.measure.structure import BESIDE, EDGES, LINES, PEAK, band_energy, edge_f1  # noqa: E402
 from depthzoo.data.shards import ShardDataset  # noqa: E402
@@ -43,7 +43,6 @@ from train.feed import Sources  # noqa: E402
 from train.inference import predict_frames  # noqa: E402
 
 RECIPES = ROOT / "train" / "recipes" / "reproduction"
-ENCODERS = ("resnet50", "dispnet")  # the rows whose encoder --encoder-weights is for
 SETTINGS = ("split", "size", "epochs", "frames", "batch_size", "width", "encoder_weights")
 SHOWN = ("abs_rel", "rmse", "d1", "edge_f1", "lines", "peak")
 PICTURES = 3

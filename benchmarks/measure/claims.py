@@ -7,6 +7,8 @@ from typing import Any
 
 # Recipes of train/recipes/reproduction, in the order of training: a row that goes on from another one comes after it.
 ROWS = ("mse", "mse_longer", "combined", "bounded", "bilinear", "resnet50", "berhu", "dispnet")
+# Those of another encoder than the U-Net's: it may have weights, and keeps its width.
+ENCODERS = ("resnet50", "dispnet")
 # Higher is better of these; of all others, lines and their peak too, lower.
 RISING = ("d1", "edge_f1")
 

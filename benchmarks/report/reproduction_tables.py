@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.claims import ROWS, judge
+from benchmarks.measure.claims import ENCODERS, ROWS, judge
 from benchmarks.report.markdown import shape, sources, table
 from benchmarks.report.measured import collect
 
@@ -62,6 +62,8 @@ def title(run: dict[str, Any]) -> str:
         "width": "U-Nets that begin with {} channels",
     }
     given = [word.format(run[key]) for key, word in words.items() if run.get(key)]
+    if run.get("width") and run["rows"].keys() & set(ENCODERS):
+        given.append("other networks whole")
     kind = ", ".join([shape(run["size"]) if run["size"] else "the recipes' size", *given])
     return f"**{kind}; {run['count']} {run['split']} frames**"
 

@@ -253,6 +253,11 @@ def test_reproduction(made_results: Path) -> None:
         and "| 3 of 3 | holds |" in short
         and short in text.replace(text[text.index("| row") : text.index("| claim")], "")
     )
+    # A row that --width does not narrow is said to be wider than those beside it.
+    run["rows"]["dispnet"] = rows["mse"]
+    (made_results / "reproduction.cpu.json").write_text(json.dumps({"runs": [run]}))
+    first = reproduction_tables.claims(made_results).splitlines()[0]
+    assert ", U-Nets that begin with 16 channels, other networks whole; 654" in first
 
 
 def test_errors_by_distance_of_the_cards_that_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
