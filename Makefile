@@ -23,7 +23,7 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY) ## predict, export to ONNX, compare: out/demo (IMAGE=photo.jpg for a picture of yours)
 	$(BIN)/python benchmarks/demo.py $(if $(IMAGE),--image "$(IMAGE)")
 
-# One thread a process: threads that wait for each other while another process has the core cost most of the time.
+# One thread a process: two threads that meet after every operation wait for each other where the cores are busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 test: $(READY) ## the test suite, in two processes (JOBS=4: in four, 4 GB each)
