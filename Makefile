@@ -26,7 +26,7 @@ demo: $(READY) ## predict, export to ONNX, compare: out/demo (IMAGE=photo.jpg fo
 # One thread a process: two threads that meet after every operation wait for each other where the cores are busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-test: $(READY) ## the test suite, in two processes (JOBS=4: in four, 4 GB each)
+test: $(READY) ## the test suite, in two processes (JOBS=4: in four)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## the slow tests

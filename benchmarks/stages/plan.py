@@ -210,9 +210,8 @@ class Plan:
 
     def trained(self, one: Wanted) -> Iterator[Stage]:
         """Training of some weights, where there are pictures as their own student too, and evaluation with a card."""
-        run, device = self.out / "runs" / one.name, self.scale.device
-        words = ["-m", "train", "--recipe", str(RECIPES / f"{one.recipe}.toml"), "--data", str(self.data)]
-        words += ["--out", str(run), "--device", device, "--tag", one.tag, *self.flags("train")]
+        run = self.out / "runs" / one.name
+        words: list[str] = []
         needs: tuple[str | Path, ...] = ("data",)
         after = ""
         if self.encoder_weights:
@@ -226,29 +225,33 @@ class Plan:
             after = f"train-{first(one).name}" if start.is_relative_to(self.out) else ""
         about = f"training of {one.model}, {one.tag}, by {one.recipe}.toml"
         product, name = f"runs/{one.name}/model.safetensors", f"train-{one.name}"
-        yield Stage(name, about, tuple(words), product, needs, run, after)
-        if self.pictures and one.student:
-            student = self.student(one, run / "model.safetensors", name)
-            yield student
-            run, name = self.out / "runs" / f"{one.name}-student", student.name
+        yield Stage(name, about, self.training(one.recipe, run, one.tag, *words), product, needs, run, after)
         best = run / "model.safetensors"
-        words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", device]
+        if self.pictures and one.student:
+            run = self.out / "runs" / f"{one.name}-student"
+            student = self.student(one, run, best, name)
+            yield student
+            best, name = run / "model.safetensors", student.name
+        words = ["-m", "train.evaluate", str(best), "--data", str(self.data), "--device", self.scale.device]
         words += ["--json", str(run / "test.json"), "--card", str(self.weights), "--tag", one.tag]
         about = f"figures and card of {one.model}, {one.tag}"
         product, needs = f"runs/{run.name}/test.json", ("data", best)
         yield Stage(f"evaluate-{one.name}", about, tuple(words), product, needs, after=name)
 
-    def student(self, one: Wanted, start: Path, after: str) -> Stage:
-        """Training that goes on from weights, on what they say of pictures without depth."""
-        run = self.out / "runs" / f"{one.name}-student"
+    def training(self, recipe: str, run: Path, tag: str, *given: str) -> tuple[str, ...]:
+        """The command that trains by a recipe; the scale's flags come last, and win."""
+        words = ["-m", "train", "--recipe", str(RECIPES / f"{recipe}.toml"), "--data", str(self.data)]
+        words += ["--out", str(run), "--device", self.scale.device, "--tag", tag]
+        return (*words, *given, *self.flags("train"))
+
+    def student(self, one: Wanted, run: Path, start: Path, after: str) -> Stage:
+        """Training into ``run`` that goes on from weights, on what they say of pictures without depth."""
         height, width = load_recipe(RECIPES / f"{one.recipe}.toml").size
-        words = ["-m", "train", "--recipe", str(RECIPES / f"{one.student}.toml"), "--data", str(self.data)]
-        words += ["--out", str(run), "--device", self.scale.device, "--tag", one.tag, "--init", str(start)]
-        words += ["--size", f"{height}x{width}", "--teacher", str(start), *self.flags("train")]
-        words += ["--pictures", *map(str, self.pictures)]
+        given = ("--size", f"{height}x{width}", "--init", str(start), "--teacher", str(start))
+        words = self.training(one.student, run, one.tag, *given, "--pictures", *map(str, self.pictures))
         about = f"{one.model}, {one.tag}, taught by itself by {one.student}.toml"
         product = f"runs/{run.name}/model.safetensors"
-        return Stage(f"student-{one.name}", about, tuple(words), product, ("data", start), run, after)
+        return Stage(f"student-{one.name}", about, words, product, ("data", start), run, after)
 
     def start(self, one: Wanted) -> Path:
         """The file that a training starts from: of this folder's run, else of the zoo."""

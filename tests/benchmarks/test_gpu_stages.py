@@ -58,6 +58,8 @@ def test_every_command_is_one_that_its_script_takes(
             module = {"train": "train.__main__", "train.evaluate": "train.evaluate"}[words[1]]
             args = importlib.import_module(module).parser().parse_args(words[2:])
             assert str(out) in " ".join(words) and args.device == scale.device
+            left = args.json if words[1] == "train.evaluate" else args.out / "model.safetensors"
+            assert left == out / stage.product
         elif words[0] != "-m":
             script = root / words[0]
             assert script.is_file()
