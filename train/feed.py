@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depthzoo.data.shards import ShardDataset
 from train.augment import augment
+from train.cards import measured
 from train.config import TrainConfig
 from train.distributed import World
 from train.loading import Batch, SampleStream, open_frames
@@ -184,4 +185,5 @@ class Feed:
             "dataset": {key: first.get(key) for key in ("source", "truth", "terms")},
             "mixed_with": mixed or None,
             "terms": "; ".join(dict.fromkeys(filter(None, terms))),
+            **measured(self.validation),
         }

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from train.sources.frames import Frame, FrameError, Item, Source, SourceError
-from train.sources.nyu import FOCAL_PX, TERMS, inside
+from train.sources.nyu import CAMERA, TERMS, focal_px, inside
 
 ARRAYS = {"filled": "depths", "raw": "rawDepths"}
 
@@ -40,7 +40,7 @@ class NyuLabelled(Source):
     def __init__(self, path: Path, depth: str = "filled") -> None:
         self.path, self.array = path, ARRAYS[depth]
         self.arguments = {"depth": depth}
-        self.about = {"truth": depth, "terms": TERMS}
+        self.about = {"truth": depth, "terms": TERMS, "camera": CAMERA}
 
     def items(self) -> list[Item]:
         if not self.path.is_file():
@@ -84,6 +84,5 @@ class NyuLabelled(Source):
             metres = handle[self.array][item.where].T
         except OSError as error:
             raise FrameError(f"{self.path}: frame {item.where}: {error}") from None
-        return Frame(
-            item.split, item.key, np.ascontiguousarray(image), metres, FOCAL_PX, inside=inside(image.shape)
-        )
+        image, focal = np.ascontiguousarray(image), focal_px(image.shape[1])
+        return Frame(item.split, item.key, image, metres, focal, inside=inside(image.shape))
