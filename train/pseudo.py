@@ -24,7 +24,7 @@ from tqdm import tqdm
 from depthzoo import weights as zoo_weights
 from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.data.codec import encode_depth, encode_image, unit_for
-from depthzoo.data.shards import ShardWriter, write_dataset
+from depthzoo.data.shards import DEFAULT_RANGE, ShardWriter, write_dataset
 from depthzoo.download import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size
@@ -142,6 +142,7 @@ def label(
     out: Path,
     size: tuple[int, int],
     batch_size: int,
+    depth_range: tuple[float, float] = DEFAULT_RANGE,
     **about: Any,
 ) -> int:
     """Writes the split "train" of a data set; all of it or nothing.
@@ -152,6 +153,7 @@ def label(
         out: folder of the data set; must not exist, or be empty.
         size: (H, W) of the stored frames.
         batch_size: pictures that are decoded before the teacher sees them.
+        depth_range: of the teacher, metres.
         **about: goes into ``dataset.json``.
 
     Returns:
@@ -164,9 +166,7 @@ def label(
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     unreadable, interruption = Unreadable(len(pictures)), Interruption()
-    teacher: Any = predict.model
-    depth_range = teacher.min_depth, teacher.max_depth
-    unit = unit_for(teacher.max_depth)
+    unit = unit_for(depth_range[1])
     waiting: list[tuple[str, bytes, NDArray[np.uint8]]] = []
     try:
         with (
@@ -245,6 +245,7 @@ def make_pseudo_labels(labelling: Labelling, out: Path, device: torch.device) ->
         out,
         labelling.size or predict.size,
         labelling.batch_size,
+        (model.min_depth, model.max_depth),
         source="pseudo-labels",
         truth="pseudo-labels of a teacher",
         pictures_from=[path.name for path in labelling.pictures],
