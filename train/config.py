@@ -21,7 +21,7 @@ class AugmentConfig:
 
     Attributes:
         flip: mirror left and right, with probability 1/2.
-        zoom: smallest and largest magnification; depth is divided by it.
+        zoom: smallest and largest magnification, drawn evenly in its logarithm; depth is divided by it.
         rotate: largest rotation, degrees, either way.
         brightness, contrast, saturation: largest relative change.
         gamma: largest exponent; its inverse is the smallest.
@@ -29,6 +29,9 @@ class AugmentConfig:
         grey: probability of a grey picture.
         cutdepth: probability that a patch of the picture shows its depth instead (Ishii and Yamashita, "CutDepth",
             2021).
+        blur: probability of a blur of up to 1.5 pixels (standard deviation).
+        noise: largest standard deviation of the sensor's noise, colours being 0 to 1; each picture draws its own.
+        jpeg: probability of JPEG artefacts, of a quality of 30 to 95.
     """
 
     flip: bool = False
@@ -41,6 +44,9 @@ class AugmentConfig:
     channel_swap: float = 0.0
     grey: float = 0.0
     cutdepth: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,10 @@ class TrainConfig:
         first_size: (H, W) of the first ``first_share`` of the steps; small pictures first are cheap steps (Howard
             et al., fastai's DAWNBench entry, 2018).
         first_share: share of the steps at ``first_size``; 0 is off.
+        sizes: (H, W) of which each later step draws one, so that the weights hold at all of them; empty is ``size``
+            alone. Validation is at ``size``.
+        balance: 0 draws each train frame once an epoch; up to 1, frames of a rare median depth more often, by the
+            inverse of its density to this power.
         steps: optimiser steps; 0 means that ``epochs`` decides.
         epochs: passes over the train split.
         frames: train on so many frames only, evenly spread over the split; 0 is all.
@@ -101,6 +111,8 @@ class TrainConfig:
         lr: peak learning rate.
         encoder_lr: factor on it for the encoder.
         weight_decay: not applied to biases and normalisation.
+        stochastic_depth: probability that the encoder's last residual block is left out for a sample; it rises
+            linearly from the first (Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016).
         schedule: "onecycle", "constant", or "step" (a tenth after each third).
         warmup: share of the steps in which "onecycle" rises.
         frozen_encoder_epochs: epochs at the start in which the encoder, its BatchNorm too, stays as it is.
@@ -132,6 +144,8 @@ class TrainConfig:
     size: tuple[int, int] = (192, 256)
     first_size: tuple[int, int] = (96, 128)
     first_share: float = 0.0
+    sizes: tuple[tuple[int, int], ...] = ()
+    balance: float = 0.0
     steps: int = 0
     epochs: int = 10
     frames: int = 0
@@ -141,6 +155,7 @@ class TrainConfig:
     lr: float = 1e-3
     encoder_lr: float = 1.0
     weight_decay: float = 0.01
+    stochastic_depth: float = 0.0
     schedule: str = "onecycle"
     warmup: float = 0.1
     frozen_encoder_epochs: float = 0.0
@@ -179,17 +194,24 @@ class TrainConfig:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected more than 0")
         if self.steps <= 0 and self.epochs <= 0:
             raise RecipeError("steps or epochs must be more than 0")
-        for key in ("size", "first_size"):
-            if min(getattr(self, key)) < 32:
-                raise RecipeError(
-                    f"{key} = {list(getattr(self, key))}: expected [height, width], both at least 32"
-                )
+        for key, size in (
+            ("size", self.size),
+            ("first_size", self.first_size),
+            *(("sizes", s) for s in self.sizes),
+        ):
+            if min(size) < 32:
+                raise RecipeError(f"{key} = {list(size)}: expected [height, width], both at least 32")
         for key in ("frames", "clip", "patience", "weight_decay", "encoder_lr", "frozen_encoder_epochs"):
             if getattr(self, key) < 0:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 or more")
-        for key in ("mix", "ema", "first_share", "max_bad"):
+        for key in ("mix", "ema", "first_share", "max_bad", "stochastic_depth"):
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
+        if not 0 <= self.balance <= 1:
+            raise RecipeError(f"balance = {self.balance}: expected 0 to 1")
+        for key in ("blur", "jpeg", "noise"):
+            if not 0 <= getattr(self.augment, key) <= 1:
+                raise RecipeError(f"augment.{key} = {getattr(self.augment, key)}: expected 0 to 1")
         if self.mix + self.pseudo_share >= 1:
             raise RecipeError(
                 f"mix = {self.mix:g} and teacher.share = {self.pseudo_share:g} leave no room for the data set itself"
@@ -261,6 +283,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             raise RecipeError(f"{key} must be a table, not {value!r}")
         return _fill(hint, value, f"{key}.")  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple) and arguments[1:] == (...,):
+        return tuple(_convert(arguments[0], item, key) for item in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_convert(part, item, key) for part, item in zip(arguments, value, strict=True))
     if origin is dict and isinstance(value, dict):

@@ -24,6 +24,7 @@ from train.distributed import World
 from train.feed import Feed, Sources
 from train.interruption import Interruption
 from train.learner import Learner
+from train.loading import draw_integer
 from train.optimize import learning_rate
 from train.precision import report_precision, usable_precision
 from train.progress import Progress, TrainingError
@@ -121,8 +122,17 @@ class Run:
 
     # -- one step -----------------------------------------------------------------------------------------
 
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the pictures of this step."""
+    def size(self, step: int) -> tuple[int, int]:
+        """(H, W) of the pictures of a step: a function of the seed and the step."""
+        config = self.config
+        if step < config.first_share * self.total:
+            return config.first_size
+        return (
+            config.sizes[draw_integer(config.seed, step, len(config.sizes))] if config.sizes else config.size
+        )
+
+    def validation_size(self) -> tuple[int, int]:
+        """(H, W) that validation works at."""
         config = self.config
         return config.first_size if self.progress.step < config.first_share * self.total else config.size
 
@@ -137,9 +147,9 @@ class Run:
             TrainingError: for a loss that is not finite, with the samples' keys, unless it is to be skipped.
         """
         step = self.progress.step
-        image, depth, mask, keys = self.feed.batch(step, self.size())
+        image, depth, mask, keys = self.feed.batch(step, self.size(step), self.learner.depth_range())
         try:
-            value = self.learner.learn(image, depth, mask, self.rate(step), frozen=step < self.frozen_steps)
+            value = self.learner.learn(image, depth, mask, self.rate(step), step < self.frozen_steps, step)
         except TrainingError as error:
             raise TrainingError(f"{error} at step {step}; samples: {', '.join(keys)}") from None
         self.progress.skipped += not math.isfinite(value)
@@ -214,7 +224,7 @@ class Run:
         if self._calibrated != last:
             self._calibrated = last
             steps = range(max(0, last - CALIBRATION_BATCHES), last)
-            self.learner.calibrate(self.feed.batch(step, self.size())[0] for step in steps)
+            self.learner.calibrate(self.feed.batch(step, self.size(step))[0] for step in steps)
 
     def validate(self, loss: float, speed: float, bar: Any, log: Tracker) -> bool:
         """Evaluates on the validation split, in the first process; keeps the weights if they are the best so far.
@@ -225,7 +235,7 @@ class Run:
         self.calibrate()
         progress, enough = self.progress, False
         if self.world.writes:
-            model, split, size = self.learner.trained(), self.feed.validation, self.size()
+            model, split, size = self.learner.trained(), self.feed.validation, self.validation_size()
             known = {
                 "step": progress.step,
                 "loss": loss,

@@ -1,6 +1,7 @@
 """The batches of a run: a share from its data set, one from a second data set, one that a teacher has labelled."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from depthzoo.data.shards import ShardDataset
+from depthzoo.predictor import working_size
 from train.augment import augment
 from train.config import TrainConfig
 from train.distributed import World
-from train.loading import Batch, SampleStream, open_frames
+from train.loading import Batch, DecodedSet, SampleStream, open_frames, rarity
 from train.progress import TrainingError
 from train.streaming import ShardStream, fetch_split, is_remote
 from train.teacher import labelled_by_teacher
@@ -119,8 +121,8 @@ class Feed:
                 f"batch_size {config.batch_size} gives {shares} pictures a step, which {world.size} processes with "
                 f"accumulate = {config.accumulate} cannot share evenly"
             )
-        if is_remote(str(sources.data)) and config.frames:
-            raise TrainingError("frames takes a part of a local data set; a remote one is streamed whole")
+        if is_remote(str(sources.data)) and (config.frames or config.balance):
+            raise TrainingError("frames and balance need a local data set; a remote one is streamed whole")
 
     def _remote(self, url: str) -> ShardStream:
         config, world = self.config, self.world
@@ -159,16 +161,35 @@ class Feed:
                 self.world.writes,
             )
             ahead = share if sources.cache == "none" else 0
-            self._streams[name] = SampleStream(frames, self.config.seed + number * SEED_STEP, ahead)
+            weights = None
+            if name == "data" and self.config.balance:
+                if not isinstance(frames, DecodedSet):
+                    raise TrainingError("balance needs the decoded frames: not with --cache none")
+                weights = rarity(frames.log_medians(), self.config.balance)
+            self._streams[name] = SampleStream(frames, self.config.seed + number * SEED_STEP, ahead, weights)
 
-    def batch(self, step: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """This process's part of a step: image (N, 3, H, W), depth and mask (N, 1, H, W), keys."""
+    def batch(
+        self, step: int, size: tuple[int, int], depth_range: tuple[float, float] = (0.0, math.inf)
+    ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """This process's part of a step.
+
+        Args:
+            step: of the run.
+            size: (H, W); the batch has about as many pixels, in the aspect of the first data set's frames, as
+                evaluation feeds them.
+            depth_range: canonical metres that the network can give.
+
+        Returns:
+            Image (N, 3, H, W), canonical depth and mask (N, 1, H, W), keys.
+        """
         parts, keys = [], []
+        if stored := self.about["data"]["splits"]["train"].get("size"):
+            size = working_size(*stored, size)
         for name, stream in self._streams.items():
             share = self.shares[name]
             mine = share // self.world.size
             batch = stream.batch(step * share + self.world.rank * mine, mine)
-            parts.append(augment(batch, size, self.config.augment, self.device))
+            parts.append(augment(batch, size, self.config.augment, self.device, depth_range))
             keys += batch.keys
         image, depth, mask = (torch.cat(column) for column in zip(*parts, strict=True))
         return image.contiguous(memory_format=torch.channels_last), depth, mask, keys

@@ -18,7 +18,7 @@ from depthzoo.weights import load_into
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.distributed import World
-from train.optimize import make_optimizer, recompute_activations, set_modes
+from train.optimize import add_stochastic_depth, make_optimizer, recompute_activations, set_modes
 from train.precision import AUTOCAST
 from train.progress import TrainingError
 
@@ -70,6 +70,7 @@ class Learner:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         average = get_ema_multi_avg_fn(config.ema)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema else None
+        add_stochastic_depth(self.model, config.stochastic_depth)
         if config.recompute:
             recompute_activations(self.model)
         self.loss = MultiScale(combined(config.loss, config.loss_options))
@@ -96,7 +97,14 @@ class Learner:
             self._network = frozen, network
         return self._network[1]
 
-    def learn(self, image: Tensor, depth: Tensor, mask: Tensor, rate: float, frozen: bool) -> float:
+    def depth_range(self) -> tuple[float, float]:
+        """Canonical metres that the network can give."""
+        bounded = self.model.head.kind == "sigmoid"
+        return (self.model.min_depth, self.model.max_depth) if bounded else (0.0, math.inf)
+
+    def learn(
+        self, image: Tensor, depth: Tensor, mask: Tensor, rate: float, frozen: bool, step: int = 0
+    ) -> float:
         """One optimiser step, unless the loss is not finite: then nothing changes.
 
         Args:
@@ -105,6 +113,7 @@ class Learner:
             mask: (N, 1, H, W) bool.
             rate: learning rate.
             frozen: keep the encoder as it is.
+            step: number of the step, which decides the blocks that stochastic depth leaves out.
 
         Returns:
             The loss, over all processes; not finite if it is so in any of them.
@@ -113,6 +122,8 @@ class Learner:
             TrainingError: the loss is not finite and the configuration wants to stop.
         """
         config, network, parts, value = self.config, self.network(frozen), self.config.accumulate, 0.0
+        if config.stochastic_depth:
+            torch.manual_seed((config.seed << 40) + step * self.world.size + self.world.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)

@@ -182,6 +182,13 @@ def parse_dataset(text: bytes, name: str) -> dict[str, Any]:
     return content
 
 
+def depth_facts(info: dict[str, Any]) -> tuple[float, tuple[float, float]]:
+    """Metres per step of the stored depth, and its range in metres, from the content of ``dataset.json``."""
+    unit = info.get("depth_unit", "mm")
+    low, high = info.get("depth_range", (0.001, 10.0))
+    return 0.001 if unit == "mm" else float(unit), (float(low), float(high))
+
+
 @dataclass(frozen=True)
 class Shard:
     """A row of ``dataset.json``: file name, samples, bytes, digest."""
@@ -231,6 +238,7 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
         self.folder, self.split = Path(folder), split
         self.info = read_dataset(folder)
         self.focal_px, shards = split_shards(self.info, split, str(folder))
+        self.depth_unit, self.depth_range = depth_facts(self.info)
         self._rows: list[tuple[Path, list[Any]]] = []
         for shard in shards:
             path = self.folder / shard.file

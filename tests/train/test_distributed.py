@@ -29,6 +29,7 @@ VALID = (0.9, 0.0, 0.35, 0.7, 0.0, 0.15, 1.0, 0.0, 0.5, 0.05)
 LOSSES = {
     "mse": "mse = 1.0",
     "berhu": "berhu = 1.0",
+    "silog_batch": "silog = 1.0\n[loss_options.silog]\nbatch = true",
     "combined": "gradient = 1.0\nnormal = 1.0\nsilog = 1.0",
 }
 RECIPE = f"""

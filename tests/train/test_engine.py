@@ -71,6 +71,22 @@ def train(*arguments: object, report: bool = False) -> int:
     return command(parser(), run, [*map(str, arguments), *flags])
 
 
+def test_each_step_draws_its_size_and_keeps_the_aspect(recipe: Path, rooms_set: Path, tmp_path: Path) -> None:
+    sizes = ((32, 32), (64, 64), (96, 128))
+    config = load_recipe(recipe, sizes=sizes, steps=40)
+    one = Run(config, Sources(rooms_set), tmp_path / "one")
+    drawn = [one.size(step) for step in range(40)]
+    assert set(drawn[:12]) == {(32, 32)}, "the small pictures of first_share"
+    assert set(drawn[12:]) == set(sizes) and drawn[12:] != sorted(drawn[12:])
+    assert drawn == [Run(config, Sources(rooms_set), tmp_path / "two").size(step) for step in range(40)]
+    other = Run(load_recipe(recipe, sizes=sizes, steps=40, seed=1), Sources(rooms_set), tmp_path / "three")
+    assert drawn != [other.size(step) for step in range(40)]
+    for size, fed in zip(sizes, ((32, 32), (64, 64), (96, 128)), strict=True):
+        image, depth, mask, _ = one.feed.batch(0, size)
+        assert image.shape[-2:] == depth.shape[-2:] == mask.shape[-2:] == fed
+    assert one.feed.batch(0, (64, 256))[0].shape[-2:] == (96, 160), "as many pixels in the frames' own aspect"
+
+
 def test_every_epoch_has_every_sample_once(rooms_set: Path) -> None:
     stream = SampleStream(DecodedSet(ShardDataset(rooms_set, "train")), seed=3)
     count = len(stream.data.keys)

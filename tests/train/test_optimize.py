@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from depthzoo.registry import create_model
 from train.config import TrainConfig
 from train.distributed import World
 from train.learner import Learner, build_model
-from train.optimize import make_optimizer, recompute_activations
+from train.optimize import add_stochastic_depth, make_optimizer, recompute_activations
 from train.progress import TrainingError
 
 CPU = torch.device("cpu")
@@ -278,3 +279,30 @@ def test_a_compiled_network_learns_the_same() -> None:
         one = Learner(config, CPU, World(), compile=compiled)
         found.append([one.learn(*batch(2, seed), rate=0.01, frozen=False) for seed in range(2)])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+# Stochastic depth.
+
+
+def test_stochastic_depth_leaves_blocks_out_in_training_alone() -> None:
+    """With a probability near 1 the last block passes its input on; evaluation and the state dict do not change."""
+    torch.manual_seed(0)
+    network = create_model("unet_resnet50", weights=None).eval()
+    image, names = torch.rand(2, 3, 64, 64), list(network.state_dict())
+    plain = network(image)
+    assert add_stochastic_depth(network, 0.999) == 16
+    assert torch.equal(network(image), plain) and list(network.state_dict()) == names
+    block = network.encoder.body.layer4[-1].train()
+    features = torch.rand(2, 2048, 2, 2)
+    assert torch.equal(block(features), features)
+
+
+def test_stochastic_depth_is_a_function_of_seed_and_step() -> None:
+    def trained(step: int) -> dict[str, Tensor]:
+        one = learner(stochastic_depth=0.5)
+        torch.manual_seed(step)  # whatever was drawn before
+        one.learn(*batch(), rate=0.01, frozen=False, step=7 if step < 2 else 8)
+        return states(one.model)
+
+    first = trained(0)
+    assert equal(first, trained(1)) and not equal(first, trained(2))
