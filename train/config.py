@@ -108,7 +108,8 @@ class TrainConfig:
         sync_batchnorm: BatchNorm over all processes; CUDA only.
         recompute: save memory by computing activations again in the backward pass.
         clip: largest norm of the gradient; 0 is off.
-        ema: decay of the exponential moving average of the weights; 0 is off.
+        ema: decay of the exponential moving average of the weights, after n updates at most (1 + n) / (10 + n); 0 is
+            off.
         loss: weight by name of a registered loss; they are summed.
         loss_options: arguments of losses that take any, by name.
         precision: "bf16" or "fp16" (autocast; losses and head stay float32), or "fp32".

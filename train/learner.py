@@ -1,6 +1,7 @@
 """What one optimiser step does: the network, its loss, its optimiser and its moving average."""
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Iterable
@@ -47,6 +48,14 @@ def build_model(config: TrainConfig) -> DepthModel:
     return model
 
 
+def move_average(decay: float, averages: list[Tensor], values: list[Tensor], count: Any) -> None:
+    """Moves averages towards ``values``; ``count`` is how many updates they have had.
+
+    The decay is at most (1 + count) / (10 + count): the average of a short run would else be its first weights.
+    """
+    get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
+
+
 class Learner:
     """A model that learns from one batch after the other.
 
@@ -68,7 +77,7 @@ class Learner:
         self.model = build_model(config).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        average = get_ema_multi_avg_fn(config.ema)
+        average = functools.partial(move_average, config.ema)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema else None
         if config.recompute:
             recompute_activations(self.model)

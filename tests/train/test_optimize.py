@@ -183,6 +183,21 @@ def test_recomputing_gives_the_same_gradients_from_less_memory(model: str) -> No
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+# The average of the weights.
+
+
+def test_the_average_follows_quickly_at_first() -> None:
+    """Its decay rises as (1 + n) / (10 + n) until it is the configured one; the first update takes the weights."""
+    one = learner(ema=0.3)
+    assert one.average is not None
+    average, weight = one.average.module.head.conv.weight, one.model.head.conv.weight
+    for decay in (0.0, 2 / 11, 3 / 12, 0.3, 0.3):
+        before = average.detach().clone()
+        one.learn(*batch(), rate=0.1, frozen=False)
+        assert (weight - before).abs().max() > 1e-3
+        torch.testing.assert_close(average.detach(), (decay * before + (1 - decay) * weight).detach())
+
+
 # Precision.
 
 
