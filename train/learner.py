@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
@@ -106,7 +106,9 @@ class Learner:
         return self._network[1]
 
     def learn(self, image: Tensor, depth: Tensor, mask: Tensor, rate: float, frozen: bool) -> float:
-        """One optimiser step, unless the loss is not finite: then nothing changes.
+        """One optimiser step, unless the loss or the gradient's norm is not finite: then nothing changes.
+
+        In float16 a gradient that overflows is left to the scaler, which leaves out the step and lowers its scale.
 
         Args:
             image: (N, 3, H, W) float in [0, 1], this process's part of the batch.
@@ -116,12 +118,13 @@ class Learner:
             frozen: keep the encoder as it is.
 
         Returns:
-            The loss, over all processes; not finite if it is so in any of them.
+            The loss, over all processes; not finite if it or the gradient is so in any of them.
 
         Raises:
-            TrainingError: the loss is not finite and the configuration wants to stop.
+            TrainingError: either is not finite and the configuration wants to stop.
         """
-        config, network, parts, value = self.config, self.network(frozen), self.config.accumulate, 0.0
+        config, network, parts = self.config, self.network(frozen), self.config.accumulate
+        total = torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -136,18 +139,21 @@ class Learner:
                 with self.autocast():
                     predictions = network(image[picked], all_heads=True)
                 loss = self.loss(predictions, depth[picked], mask[picked]) / parts
-                value += float(loss.detach())
+                total += loss.detach()
                 self.scaler.scale(loss).backward()
-        value = self.world.mean(value, self.device)
+        what, value = "loss", self.world.mean(float(total), self.device)
+        if math.isfinite(value):
+            self.scaler.unscale_(self.optimizer)
+            # The same in all processes, which have shared their gradients.
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+            if not self.scaler.is_enabled() and not norm.isfinite():
+                what, value = "gradient's norm", float(norm)
         if not math.isfinite(value):
             if config.nonfinite == "stop":
-                raise TrainingError(f"the loss is {value}")
+                raise TrainingError(f"the {what} is {value}")
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             return value
-        if config.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -159,15 +165,40 @@ class Learner:
         model: Any = self.model if self.average is None else self.average.module
         return model  # type: ignore[no-any-return]
 
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Gives the averaged weights BatchNorm statistics of their own.
+    @torch.no_grad()
+    def calibrate(self, images: Iterable[Tensor], frozen: bool) -> None:
+        """Gives the averaged weights BatchNorm statistics of their own: the mean over these batches, of all processes.
 
         Those of the trained model are of other weights, and an average of them lags behind by far: a network
-        that predicts well on the statistics of its batch is then off by a factor.
+        that predicts well on the statistics of its batch is then off by a factor. Frozen BatchNorm stays as it is.
+
+        Args:
+            images: (N, 3, H, W) each; as many in every process.
+            frozen: as in :meth:`learn`.
         """
-        if self.average is not None and not self.config.freeze_batchnorm:
-            with self.autocast():
-                update_bn(images, self.average.module)
+        if self.average is None:
+            return
+        network = self.average.module
+        set_modes(network, self.config, frozen)
+        layers = [
+            m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+        ]
+        if not layers:
+            return
+        network.eval()
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative average
+            layer.train()
+        with self.autocast():
+            for image in images:
+                network(image)
+        network.eval()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            self.world.average(layer.running_mean)
+            self.world.average(layer.running_var)
 
     def checkpoint(self, state: dict[str, Any], config: str) -> Checkpoint:
         """All of it, with the run's own ``state`` and its configuration as TOML."""

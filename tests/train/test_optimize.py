@@ -198,6 +198,38 @@ def test_the_average_follows_quickly_at_first() -> None:
         torch.testing.assert_close(average.detach(), (decay * before + (1 - decay) * weight).detach())
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_calibration_leaves_what_is_frozen(frozen: bool) -> None:
+    one = learner(ema=0.9)
+    one.learn(*batch(), rate=0.01, frozen=frozen)
+    average = one.trained()
+    encoder, rest = states(average.encoder), states(average.decoder)
+    one.calibrate([batch(seed=seed)[0] for seed in (1, 2)], frozen)
+    assert equal(states(average.encoder), encoder) == frozen
+    assert not equal(states(average.decoder), rest)
+    still = learner(ema=0.9, freeze_batchnorm=True)
+    still.learn(*batch(), rate=0.01, frozen=frozen)
+    before = states(still.trained())
+    still.calibrate([batch(seed=1)[0]], frozen)
+    assert equal(states(still.trained()), before)
+
+
+def test_calibrated_statistics_are_the_mean_of_the_batches() -> None:
+    one = learner(ema=0.9)
+    one.learn(*batch(), rate=0.01, frozen=False)
+    average, images = one.trained(), [batch(seed=seed)[0] for seed in (1, 2, 3)]
+    layer, seen = next(m for m in average.modules() if isinstance(m, nn.BatchNorm2d)), []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    one.calibrate(images, frozen=False)
+    hook.remove()
+    means = torch.stack([image.mean((0, 2, 3)) for image in seen])
+    torch.testing.assert_close(layer.running_mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    # As before the next step: evaluation does not move the statistics, training moves them by their own momentum.
+    after = states(average)
+    average(images[0])
+    assert equal(states(average), after) and layer.momentum is not None
+
+
 # Precision.
 
 
@@ -251,6 +283,21 @@ def poisoned() -> Batch:
     depth[0, 0, 0, 0], mask[0, 0, 0, 0] = math.nan, True
     image[1] = math.inf
     return image, depth, mask
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_is_as_a_loss_that_is_not(clip: float) -> None:
+    for nonfinite in ("skip", "stop"):
+        one = learner(nonfinite=nonfinite, clip=clip, ema=0.9)
+        one.learn(*batch(), rate=0.01, frozen=False)
+        one.model.head.conv.weight.register_hook(lambda gradient: gradient / 0)
+        before = states(one.model)
+        if nonfinite == "stop":
+            with pytest.raises(TrainingError, match="the gradient's norm is (nan|inf)"):
+                one.learn(*batch(), rate=0.01, frozen=False)
+        else:
+            assert not math.isfinite(one.learn(*batch(), rate=0.01, frozen=False))
+            assert equal(states(one.model), before)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
