@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(TrainConfig)}
     if args.recipe is None and not args.resume:
         raise ValueError("--recipe FILE is needed for a new run; there are some in train/recipes")
+    if args.max_steps < 0:
+        raise ValueError(f"--max-steps {args.max_steps}: expected 0 or more")
     config = load_recipe(args.recipe or args.out / "config.toml", **overrides)
     if args.teacher_model is not None:
         config = dataclasses.replace(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -175,20 +176,26 @@ class TrainConfig:
         for key, values in choices.items():
             if getattr(self, key) not in values:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
+        for key, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RecipeError(f"{key} = {value}: expected a finite number")
         for key in ("batch_size", "accumulate", "validate_every", "checkpoint_every", "lr"):
             if getattr(self, key) <= 0:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected more than 0")
-        if self.steps <= 0 and self.epochs <= 0:
-            raise RecipeError("steps or epochs must be more than 0")
         for key in ("size", "first_size"):
             if min(getattr(self, key)) < 32:
                 raise RecipeError(
                     f"{key} = {list(getattr(self, key))}: expected [height, width], both at least 32"
                 )
-        for key in ("frames", "clip", "patience", "weight_decay", "encoder_lr", "frozen_encoder_epochs"):
+        for key in (
+            *("steps", "epochs", "frames", "clip", "patience", "seed"),
+            *("weight_decay", "encoder_lr", "frozen_encoder_epochs"),
+        ):
             if getattr(self, key) < 0:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 or more")
-        for key in ("mix", "ema", "first_share", "max_bad"):
+        if not self.steps and not self.epochs:
+            raise RecipeError("steps or epochs must be more than 0")
+        for key in ("mix", "ema", "first_share", "max_bad", "warmup"):
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
         if self.mix + self.pseudo_share >= 1:

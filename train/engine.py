@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from depthzoo.data.shards import write_json
 from depthzoo.weights import read_metadata, write_weights
-from train.cards import start_card
+from train.cards import commit, start_card
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import TrainConfig, to_toml
 from train.distributed import World
@@ -85,6 +85,8 @@ class Run:
         self.device, self.world = self.options.device, self.options.world
         self.checkpoint_path = out / "checkpoint.safetensors"
         self._check()
+        # Now: the checkout may have moved on when weights are written.
+        self.code = commit()
         torch.use_deterministic_algorithms(self.options.deterministic)
         torch.backends.cudnn.benchmark = not self.options.deterministic
         self.origin = read_metadata(config.init) if config.init else {}
@@ -271,7 +273,9 @@ class Run:
             "images": step * config.batch_size,
             "precision": self.precision,
         }
-        return start_card(self.learner.model, config, self.feed.describe(), self.origin, trained_on)
+        return start_card(
+            self.learner.model, config, self.feed.describe(), self.origin, trained_on, self.code
+        )
 
     def summary(self) -> dict[str, Any]:
         """Content of ``metrics.json``."""

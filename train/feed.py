@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from depthzoo.data.shards import ShardDataset
 from train.augment import augment
@@ -141,11 +142,15 @@ class Feed:
         return ShardDataset(folder, "val")
 
     def open(self) -> None:
-        """Decodes what is to be kept decoded; called once, before the first batch.
+        """Decodes what is to be kept decoded, and the validation split once; called once, before the first batch.
 
         Raises:
-            DatasetError: for what cannot be decoded or does not fit.
+            DatasetError: for what cannot be decoded or does not fit; ``max_bad`` is of train frames only, for figures
+                of fewer validation frames could not be compared.
         """
+        if self.world.writes:
+            for index in tqdm(range(len(self.validation)), "decoding val", unit="frame", disable=None):
+                self.validation[index]
         sources = self.sources
         for number, (name, share) in enumerate(self.shares.items()):
             if name in self._streams or name not in self._sets or not share:

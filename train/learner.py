@@ -31,13 +31,14 @@ OWN_BUFFERS: dict[str, Any] = {
 
 
 def build_model(config: TrainConfig) -> DepthModel:
-    """A fresh model, from ``encoder_weights`` or ``init`` where given.
+    """A fresh model, from ``init`` or else ``encoder_weights`` where given.
 
     Raises:
         ValueError: for an option that the model does not take, and whatever its builder raises.
     """
     torch.manual_seed(config.seed)
-    encoder = None if config.encoder_weights == "none" else config.encoder_weights
+    # Those of ``init`` replace them anyway.
+    encoder = None if config.init or config.encoder_weights == "none" else config.encoder_weights
     options = {"head": config.head} | config.model_options
     try:
         model = create_model(config.model, weights=None, encoder_weights=encoder, **options)

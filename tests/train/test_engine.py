@@ -118,6 +118,27 @@ def test_a_run_leaves_weights_metrics_and_configuration(
     assert same(load_file(out / "last.safetensors"), load_file(again / "last.safetensors"))
 
 
+def test_a_card_names_the_code_that_the_run_began_with(
+    rooms_set: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the checkout holds when the weights are written."""
+    repository = tmp_path / "checkout"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    commits = []
+
+    def commit() -> None:
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+        commits.append(done.stdout.strip())
+
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    commit()
+    monkeypatch.setattr("train.cards.ROOT", repository)
+    training = Run(load_recipe(recipe), Sources(rooms_set), tmp_path / "run")
+    commit()
+    assert training.card()["commit"] == commits[0] != commits[1]
+
+
 def test_a_run_can_be_looked_at(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train("--recipe", recipe, "--data", rooms_set, "--out", out, "--steps", 12, report=True) == 0
@@ -198,6 +219,8 @@ def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Pa
         (["--encoder-weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--device", "cuda:99"], "cuda"),
         (["--size", "64x64", "--batch-size", "0"], "batch_size = 0"),
+        (["--lr", "nan"], "lr = nan"),
+        (["--max-steps", "-5"], "--max-steps -5: expected 0 or more"),
     ],
 )
 def test_bad_arguments_are_one_line(

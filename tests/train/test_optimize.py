@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from depthzoo.weights import write_weights
 from train.config import TrainConfig
 from train.distributed import World
 from train.learner import Learner, build_model
@@ -239,6 +241,23 @@ def test_a_recipes_options_reach_the_model() -> None:
     with pytest.raises(ValueError, match=r"^model_options of unet: .*'widht'") as error:
         build_model(TrainConfig(model="unet", model_options={"widht": 4}))
     assert "\n" not in str(error.value)
+
+
+def test_a_whole_model_to_start_from_needs_no_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    with pytest.raises((OSError, ValueError), match="no network"):
+        build_model(TrainConfig(encoder_weights="imagenet"))
+    path = tmp_path / "model.safetensors"
+    start = build_model(TrainConfig(seed=1))
+    write_weights(start, path, {"model": start.name, "arguments": start.arguments})
+    model = build_model(TrainConfig(encoder_weights="imagenet", init=str(path)))
+    torch.testing.assert_close(states(model), states(start), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
