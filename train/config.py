@@ -218,7 +218,7 @@ class TrainConfig:
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
-    """Reads a TOML recipe; ``overrides`` that are not None replace its values.
+    """Reads a TOML recipe; ``overrides`` that are not None replace its values, "augment.zoom" that of a table.
 
     A recipe may name another one that it builds on, ``base = "base/labelled.toml"``, relative to itself: each key
     that it has replaces the base's, a table as a whole.
@@ -227,12 +227,23 @@ def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
         RecipeError: for a file that is missing or no TOML, an unknown key (with the closest), a wrong type or value.
     """
     content = _read(Path(path), ())
-    content.update({key: value for key, value in overrides.items() if value is not None})
     try:
+        for key, value in overrides.items():
+            if value is not None:
+                _override(content, key, value)
         config: TrainConfig = _fill(TrainConfig, content, "")
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from None
     return config
+
+
+def _override(content: dict[str, Any], key: str, value: Any) -> None:
+    *tables, name = key.split(".")
+    for part in tables:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{key}: {part} is no table")
+    content[name] = value
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

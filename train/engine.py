@@ -108,6 +108,7 @@ class Run:
         if self.world.writes:
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.toml").write_text(to_toml(config), encoding="utf-8")
+            sources.record(out)
         self.feed.open()
 
     def _check(self) -> None:

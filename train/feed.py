@@ -1,6 +1,7 @@
 """The batches of a run: a share from its data set, one from a second data set, one that a teacher has labelled."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.data.shards import ShardDataset
+from depthzoo.data.shards import ShardDataset, write_json
 from train.augment import augment
 from train.config import TrainConfig
 from train.distributed import World
@@ -20,6 +21,7 @@ from train.teacher import labelled_by_teacher
 
 # Distance between the seeds of the data sets' orders.
 SEED_STEP = 1_000_003
+SOURCES = "sources.json"  # of a run: where its data were
 REMOTE_VAL = "data"  # folder of a run that holds the validation split of a remote data set
 
 
@@ -40,6 +42,13 @@ class Sources:
     pictures: tuple[Path, ...] = ()
     cache: str = "auto"
     workers: int = 4
+
+    def record(self, run: Path) -> None:
+        """Writes into a run's folder where the data are, for a resume."""
+        local = [None if place is None else os.path.abspath(place) for place in (self.data, self.mix_data)]
+        data = str(self.data) if is_remote(str(self.data)) else local[0]
+        pictures = [os.path.abspath(path) for path in self.pictures]
+        write_json(run / SOURCES, {"data": data, "mix_data": local[1], "pictures": pictures})
 
 
 class Stream(Protocol):

@@ -182,7 +182,7 @@ def test_resuming_is_bit_identical(rooms_set: Path, recipe: Path, tmp_path: Path
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert train("--recipe", recipe, "--data", rooms_set, "--out", straight) == 0
     assert train("--recipe", recipe, "--data", rooms_set, "--out", broken, "--max-steps", 5) == 0
-    assert train("--data", rooms_set, "--out", broken, "--resume") == 0
+    assert train("--out", broken, "--resume") == 0
     a, b = (load_checkpoint(folder / "checkpoint.safetensors") for folder in (straight, broken))
     assert b.state["resumed_from"] == [5] and b.state["step"] == 8
     assert same(a.model, b.model) and same(a.average or {}, b.average or {"missing": torch.zeros(1)})
@@ -199,11 +199,17 @@ def test_weights_move_and_the_average_lags(rooms_set: Path, recipe: Path, tmp_pa
     assert 0 < lag < moved
 
 
-def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Path, tmp_path: Path) -> None:
+def test_a_mixed_batch_has_both_sets(
+    rooms_set: Path, real_set: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     flags = ["--mix", 0.5, "--max-steps", 1]
     arguments = ["--recipe", recipe, "--data", real_set, "--mix-data", rooms_set, "--out", out]
     assert train(*arguments, *flags) == 0
+    # A resume knows both sets, and its flags win over what the run knows.
+    assert train("--resume", "--out", out, "--max-steps", 2) == 0
+    assert train("--resume", "--out", out, "--mix-data", tmp_path / "nowhere") == 2
+    assert f"no data set at {tmp_path / 'nowhere'}" in capsys.readouterr().err
     half = Run(load_recipe(recipe, mix=0.5), Sources(real_set, rooms_set), tmp_path / "other")
     *_, keys = half.feed.batch(0, (64, 64))
     assert [key.split("-")[0] for key in keys] == ["nyu", "nyu", "room", "room"]
@@ -237,11 +243,13 @@ def test_bad_arguments_are_one_line(
     assert says in error and "Traceback" not in error and error.strip().count("\n") == 0
 
 
-def test_a_new_run_needs_a_recipe(
-    rooms_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_new_run_needs_a_recipe_and_data(
+    rooms_set: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--data", rooms_set, "--out", tmp_path / "run") == 2
     assert "--recipe FILE is needed" in capsys.readouterr().err
+    assert train("--recipe", recipe, "--out", tmp_path / "run") == 2
+    assert "--data DIR is needed" in capsys.readouterr().err
     assert train("--data", rooms_set, "--out", tmp_path / "run", "--resume") == 2
     assert "config.toml cannot be read: No such file" in capsys.readouterr().err
 
