@@ -194,7 +194,7 @@ def degrade(image: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
         soft = F.conv2d(F.pad(image[index, :, None], (0, 0, 3, 3), mode="replicate"), weights)
         soft = F.conv2d(F.pad(soft, (3, 3, 0, 0), mode="replicate"), weights.mT)
         image[index] = soft[:, 0]
-    for index in range(len(image) if config.noise else 0):
+    for index in np.arange(len(image) if config.noise else 0):
         generator = torch.Generator(image.device).manual_seed(int(draws[index, 20] * 2**53))
         noise = torch.randn(image.shape[1:], generator=generator, device=image.device)
         image[index] += config.noise * draws[index, 19] * noise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ class TrainConfig:
         sync_batchnorm: BatchNorm over all processes; CUDA only.
         recompute: save memory by computing activations again in the backward pass.
         clip: largest norm of the gradient; 0 is off.
-        ema: decay of the exponential moving average of the weights; 0 is off.
+        ema: decay of the exponential moving average of the weights, after n updates at most (1 + n) / (10 + n); 0 is
+            off.
         loss: weight by name of a registered loss; they are summed.
         loss_options: arguments of losses that take any, by name.
         precision: "bf16" or "fp16" (autocast; losses and head stay float32), or "fp32".
@@ -189,11 +191,12 @@ class TrainConfig:
         for key, values in choices.items():
             if getattr(self, key) not in values:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
+        for key, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RecipeError(f"{key} = {value}: expected a finite number")
         for key in ("batch_size", "accumulate", "validate_every", "checkpoint_every", "lr"):
             if getattr(self, key) <= 0:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected more than 0")
-        if self.steps <= 0 and self.epochs <= 0:
-            raise RecipeError("steps or epochs must be more than 0")
         for key, size in (
             ("size", self.size),
             ("first_size", self.first_size),
@@ -201,10 +204,15 @@ class TrainConfig:
         ):
             if min(size) < 32:
                 raise RecipeError(f"{key} = {list(size)}: expected [height, width], both at least 32")
-        for key in ("frames", "clip", "patience", "weight_decay", "encoder_lr", "frozen_encoder_epochs"):
+        for key in (
+            *("steps", "epochs", "frames", "clip", "patience", "seed"),
+            *("weight_decay", "encoder_lr", "frozen_encoder_epochs"),
+        ):
             if getattr(self, key) < 0:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 or more")
-        for key in ("mix", "ema", "first_share", "max_bad", "stochastic_depth"):
+        if not self.steps and not self.epochs:
+            raise RecipeError("steps or epochs must be more than 0")
+        for key in ("mix", "ema", "first_share", "max_bad", "warmup", "stochastic_depth"):
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
         if not 0 <= self.balance <= 1:
@@ -232,7 +240,7 @@ class TrainConfig:
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
-    """Reads a TOML recipe; ``overrides`` that are not None replace its values.
+    """Reads a TOML recipe; ``overrides`` that are not None replace its values, "augment.zoom" that of a table.
 
     A recipe may name another one that it builds on, ``base = "base/labelled.toml"``, relative to itself: each key
     that it has replaces the base's, a table as a whole.
@@ -241,12 +249,23 @@ def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
         RecipeError: for a file that is missing or no TOML, an unknown key (with the closest), a wrong type or value.
     """
     content = _read(Path(path), ())
-    content.update({key: value for key, value in overrides.items() if value is not None})
     try:
+        for key, value in overrides.items():
+            if value is not None:
+                _override(content, key, value)
         config: TrainConfig = _fill(TrainConfig, content, "")
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from None
     return config
+
+
+def _override(content: dict[str, Any], key: str, value: Any) -> None:
+    *tables, name = key.split(".")
+    for part in tables:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{key}: {part} is no table")
+    content[name] = value
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from depthzoo.data.shards import ShardDataset
+from depthzoo.data.shards import ShardDataset, write_json
 from depthzoo.predictor import working_size
 from train.augment import augment
 from train.config import TrainConfig
@@ -21,6 +23,7 @@ from train.teacher import labelled_by_teacher
 
 # Distance between the seeds of the data sets' orders.
 SEED_STEP = 1_000_003
+SOURCES = "sources.json"  # of a run: where its data were
 REMOTE_VAL = "data"  # folder of a run that holds the validation split of a remote data set
 
 
@@ -41,6 +44,13 @@ class Sources:
     pictures: tuple[Path, ...] = ()
     cache: str = "auto"
     workers: int = 4
+
+    def record(self, run: Path) -> None:
+        """Writes into a run's folder where the data are, for a resume."""
+        local = [None if place is None else os.path.abspath(place) for place in (self.data, self.mix_data)]
+        data = str(self.data) if is_remote(str(self.data)) else local[0]
+        pictures = [os.path.abspath(path) for path in self.pictures]
+        write_json(run / SOURCES, {"data": data, "mix_data": local[1], "pictures": pictures})
 
 
 class Stream(Protocol):
@@ -143,11 +153,15 @@ class Feed:
         return ShardDataset(folder, "val")
 
     def open(self) -> None:
-        """Decodes what is to be kept decoded; called once, before the first batch.
+        """Decodes what is to be kept decoded, and the validation split once; called once, before the first batch.
 
         Raises:
-            DatasetError: for what cannot be decoded or does not fit.
+            DatasetError: for what cannot be decoded or does not fit; ``max_bad`` is of train frames only, for figures
+                of fewer validation frames could not be compared.
         """
+        if self.world.writes:
+            for index in tqdm(range(len(self.validation)), "decoding val", unit="frame", disable=None):
+                self.validation[index]
         sources = self.sources
         for number, (name, share) in enumerate(self.shares.items()):
             if name in self._streams or name not in self._sets or not share:
@@ -184,7 +198,7 @@ class Feed:
         """
         parts, keys = [], []
         if stored := self.about["data"]["splits"]["train"].get("size"):
-            size = working_size(*stored, size)
+            size = working_size(stored[0], stored[1], size)
         for name, stream in self._streams.items():
             share = self.shares[name]
             mine = share // self.world.size

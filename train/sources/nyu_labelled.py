@@ -33,7 +33,7 @@ def official_split(fold: int = 0) -> dict[str, list[int]]:
             sorted(runs["train"], key=lambda run: hashlib.sha256(b"%d" % run[0]).digest()),
         )
         for _ in range(fold):
-            rest, held = list(others), []
+            rest, held = list(others), list[list[int]]()
             while sum(last - first + 1 for first, last in held) < VAL_FRAMES:
                 held.append(rest.pop(0))
             others = rest
