@@ -25,11 +25,11 @@ if not __package__:
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from depthzoo.camera import CANONICAL_FOCAL  # noqa: E402
 from depthzoo.data.codec import encode_depth, encode_image  # noqa: E402
 from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset, write_json  # noqa: E402
 from depthzoo.registry import closest, list_models  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
-from train.augment import REFERENCE_FOCAL, REFERENCE_SIZE  # noqa: E402
 from train.cards import commit, versions  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
 from train.engine import Run, RunOptions  # noqa: E402
@@ -52,8 +52,7 @@ def write_frames(data: Path, out: Path, size: tuple[int, int]) -> None:
         ValueError: it has fewer frames, or ``size`` would be another one in training than in validation.
     """
     height, width = size
-    if height * REFERENCE_SIZE[1] != width * REFERENCE_SIZE[0] or height % 32:
-        # Training squeezes the reference frame into the size, evaluation rounds to multiples of 32.
+    if height * 4 != width * 3 or height % 32:
         raise ValueError(f"size {height}x{width}: expected 4:3 and multiples of 32, as in 96x128")
     dataset = ShardDataset(data, "train")
     if len(dataset) < FRAMES:
@@ -73,7 +72,7 @@ def write_frames(data: Path, out: Path, size: tuple[int, int]) -> None:
                 extension, content = encode_image(np.asarray(small))
                 writer.write(dataset.keys[index], extension, content, encode_depth(depth))
         # A stored frame counts as the whole one, so that training and validation see the same pixels.
-        focal = REFERENCE_FOCAL * size[1] / REFERENCE_SIZE[1]
+        focal = CANONICAL_FOCAL * size[1]
         splits[split] = {**writer.entry, "size": list(size), "focal_px": focal}
     write_dataset(out, splits, source=dataset.info.get("source"), terms=dataset.info.get("terms", ""))
 

@@ -23,5 +23,7 @@ def depth_scale(focal_px: float, width: int) -> float:
     """
     scale = focal_px / (CANONICAL_FOCAL * width) if width > 0 else 0.0
     if not 0 < scale < float("inf"):
-        raise ValueError(f"focal length {focal_px} px at a width of {width} px: expected two positive numbers")
+        raise ValueError(
+            f"focal length {focal_px} px at a width of {width} px: expected two positive numbers"
+        )
     return scale

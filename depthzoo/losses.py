@@ -29,6 +29,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return total / count.clamp(min=1), count > 0
 
 
+def global_sum(value: Tensor) -> Tensor:
+    """The sum over all ranks; its gradient is that of the sum once DDP has averaged the gradients of the ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    total, ranks = value.detach().clone(), dist.get_world_size()
+    dist.all_reduce(total)
+    return total + ranks * (value - value.detach())
+
+
 def sobel(x: Tensor) -> Tensor:
     """Horizontal and vertical Sobel derivatives with the plain 1-2-1 kernel, not divided by 8.
 
@@ -70,13 +79,17 @@ class DepthLoss(nn.Module):
             # Ones outside the mask: whatever is there, NaN included, meets no arithmetic and no gradient.
             p = torch.where(mask, prediction.float(), 1.0)
             d = torch.where(mask, target.float(), 1.0)
-            values, counts = self.per_picture(p, d, mask)
-            count = counts.sum().float()
-            if dist.is_available() and dist.is_initialized():
-                # The mean over ranks, which DDP takes of the gradients, is then that of the global batch.
-                dist.all_reduce(count)
-                count = count / dist.get_world_size()
-            return torch.where(counts, values, 0).sum() / torch.where(count > 0, count, 1)
+            return self.reduce(p, d, mask)
+
+    def reduce(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The mean of :meth:`per_picture` over the pictures of the global batch that count, a scalar."""
+        values, counts = self.per_picture(prediction, target, mask)
+        count = counts.sum().float()
+        if dist.is_available() and dist.is_initialized():
+            # The mean over ranks, which DDP takes of the gradients, is then that of the global batch.
+            dist.all_reduce(count)
+            count = count / dist.get_world_size()
+        return torch.where(counts, values, 0).sum() / torch.where(count > 0, count, 1)
 
 
 @register_loss
@@ -163,11 +176,13 @@ class silog(DepthLoss):  # noqa: N801
 
     Args:
         lambda_: 0 (plain logarithmic error) to 1 (blind to scale).
+        batch: take the means over all valid pixels of the global batch, as Lee et al. do: an error in the scale of
+            one image then counts in full. If False, over each image, and lambda forgives most of that error.
     """
 
-    def __init__(self, lambda_: float = 0.85) -> None:
+    def __init__(self, lambda_: float = 0.85, batch: bool = False) -> None:
         super().__init__()
-        self.lambda_ = lambda_
+        self.lambda_, self.batch = lambda_, batch
 
     def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         g = prediction.clamp(min=MIN_LOG_DEPTH).log() - target.clamp(min=MIN_LOG_DEPTH).log()
@@ -175,6 +190,15 @@ class silog(DepthLoss):  # noqa: N801
         # mean g^2 - lambda mean^2 as a sum of two squares, so that float32 cannot make it negative.
         variance, _ = masked_mean((g - mean.view(-1, 1, 1, 1)).square(), mask)
         return (variance + (1 - self.lambda_) * mean.square()).clamp(min=MIN_SQRT).sqrt(), counts
+
+    def reduce(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        if not self.batch:
+            return super().reduce(prediction, target, mask)
+        g = prediction.clamp(min=MIN_LOG_DEPTH).log() - target.clamp(min=MIN_LOG_DEPTH).log()
+        count = global_sum(mask.sum().float()).clamp(min=1)
+        mean = global_sum(torch.where(mask, g, 0).sum()) / count
+        variance = global_sum(torch.where(mask, g - mean, 0).square().sum()) / count
+        return (variance + (1 - self.lambda_) * mean.square()).clamp(min=MIN_SQRT).sqrt()
 
 
 @register_loss

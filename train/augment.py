@@ -1,28 +1,38 @@
-"""Augmentation of a batch, one variation per sample, on whatever device the batch is.
+"""Augmentation of a batch on its device, each sample by draws of its own.
 
-Geometry is one affine ``grid_sample``: flip, rotation, zoom and shift. A picture that is magnified looks as if
-taken from nearer by, so its depth is divided by the magnification; the magnification is measured against the
-reference camera, which makes the stored frames' own crop and size drop out. Depth is read by nearest, and what
-lies outside the frame is white, like the border of the labelled frames, and invalid.
+Geometry is one affine ``grid_sample`` (flip, rotation, zoom, shift) of the whole stored frame, which is first shrunk
+with antialiasing to about the output's size, as evaluation shrinks it. Labels are canonical depth (see
+``depthzoo.camera``): metres divided by the camera's scale and by the zoom, since a magnified picture looks as if
+taken from nearer by. Depth is sampled by nearest. Outside the frame the picture is white, like the border of the
+labelled frames, and the depth is invalid.
 """
 
+import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from depthzoo.camera import depth_scale
 from train.config import AugmentConfig
 from train.loading import Batch
 
-# The Kinect of NYU Depth V2: focal length in pixels of a frame of 480x640.
-REFERENCE_FOCAL, REFERENCE_SIZE = 518.86, (480, 640)
 # Frames that a CPU works on at a time: what lies between the steps stays in its cache.
 CPU_PART = 4
-# Share of red, green and blue in a pixel's grey (ITU-R BT.601).
+# Weights of red, green and blue in a pixel's grey (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 CHANNEL_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+# A batch whose aspect differs from a frame's by more than this factor gets a crop of it; by less, the whole, squeezed.
+MAX_SQUEEZE = 1.2
+# Pixels of the shrunk frame per output pixel. The bilinear samples that follow blur a little; at this factor the
+# energy of edges is that of a picture that evaluation has resized.
+SHRINK_MARGIN = 1.3
+# Standard deviation of the strongest blur, in output pixels, and the range of JPEG quality.
+BLUR_SIGMA, JPEG_QUALITY = 1.5, (30, 95)
 
 
 def _spread(draws: Tensor, largest: float) -> Tensor:
@@ -30,11 +40,24 @@ def _spread(draws: Tensor, largest: float) -> Tensor:
     return (2 * draws - 1) * largest
 
 
+def view(stored: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """Stored pixels per output pixel at zoom 1, vertical and horizontal.
+
+    The whole frame fills the output, or where the aspects differ by more than ``MAX_SQUEEZE`` as much of it as keeps
+    its aspect.
+    """
+    step_y, step_x = (old / new for old, new in zip(stored, size, strict=True))
+    if max(step_x / step_y, step_y / step_x) > MAX_SQUEEZE:
+        step_y = step_x = min(step_y, step_x)
+    return step_y, step_x
+
+
 def geometry(batch: Batch, size: tuple[int, int], config: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """The affine matrix of each sample and its magnification.
+    """The affine matrix of each sample and the divisor of its depth.
 
     Returns:
-        (N, 2, 3) float32 for ``affine_grid`` (normalised output to normalised input), and (N,) float32.
+        (N, 2, 3) float32 for ``affine_grid`` (normalised output to normalised input), and (N,) float32, the factor
+        from canonical depth to metres.
     """
     draws = torch.from_numpy(batch.draws).float()
     height, width = size
@@ -43,11 +66,8 @@ def geometry(batch: Batch, size: tuple[int, int], config: AugmentConfig) -> tupl
     zoom = low * (high / low) ** draws[:, 0]
     angle = _spread(draws[:, 1], math.radians(config.rotate))
     mirror = torch.where(draws[:, 2] < 0.5, -1.0, 1.0) if config.flip else torch.ones_like(zoom)
-    # Stored pixels per output pixel; the reference frame is squeezed into the output as evaluation does it.
-    reference_y, reference_x = (
-        REFERENCE_FOCAL * out / full for out, full in zip(size, REFERENCE_SIZE, strict=True)
-    )
-    step_x, step_y = batch.focal_px / (reference_x * zoom), batch.focal_px / (reference_y * zoom)
+    whole_y, whole_x = view((stored_height, stored_width), size)
+    step_y, step_x = whole_y / zoom, whole_x / zoom
     # In pixels from the centre: stored = R * step * M * out + shift, with M the mirror.
     room_x = (stored_width - width * step_x).clamp(min=0) / 2
     room_y = (stored_height - height * step_y).clamp(min=0) / 2
@@ -61,7 +81,19 @@ def geometry(batch: Batch, size: tuple[int, int], config: AugmentConfig) -> tupl
         ],
         dim=1,
     )
-    return matrix, zoom
+    # The focal length per width of what the output shows is that of the frame, times what is cut off, times the zoom.
+    return matrix, zoom * depth_scale(batch.focal_px, stored_width) * (stored_width / (width * whole_x))
+
+
+def shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 3, h, w) uint8 with antialiasing to ``SHRINK_MARGIN`` times the output's resolution; never enlarged."""
+    stored = (image.shape[-2], image.shape[-1])
+    steps = view(stored, size)
+    smaller = [min(old, round(SHRINK_MARGIN * old / step)) for old, step in zip(stored, steps, strict=True)]
+    if smaller == list(stored):
+        return image
+    image = image if image.device.type == "cpu" else image.float()  # other devices have no kernel for uint8
+    return F.interpolate(image, size=smaller, mode="bilinear", align_corners=False, antialias=True)
 
 
 def sampling_grid(matrix: Tensor, size: tuple[int, int]) -> Tensor:
@@ -142,8 +174,46 @@ def cut_depth(image: Tensor, depth: Tensor, draws: np.ndarray, probability: floa
         picture.copy_(torch.where(metres > 0, metres / farthest[index], picture))
 
 
+def degrade(image: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
+    """Blur, sensor noise and JPEG artefacts, each in some of the pictures.
+
+    Args:
+        image: (N, 3, H, W) float32 in [0, 1].
+        draws: (N, DRAWS).
+        config: how often, and how much noise.
+
+    Returns:
+        The same shape and range.
+    """
+    image = image.clone()
+    offsets = torch.arange(-3, 4, device=image.device)
+    for index in np.flatnonzero(draws[:, 17] < config.blur):
+        sigma = BLUR_SIGMA * max(draws[index, 18], 0.1)
+        weights = torch.exp(-offsets.square() / (2 * sigma**2))
+        weights = (weights / weights.sum()).view(1, 1, 7, 1)
+        soft = F.conv2d(F.pad(image[index, :, None], (0, 0, 3, 3), mode="replicate"), weights)
+        soft = F.conv2d(F.pad(soft, (3, 3, 0, 0), mode="replicate"), weights.mT)
+        image[index] = soft[:, 0]
+    for index in np.arange(len(image) if config.noise else 0):
+        generator = torch.Generator(image.device).manual_seed(int(draws[index, 20] * 2**53))
+        noise = torch.randn(image.shape[1:], generator=generator, device=image.device)
+        image[index] += config.noise * draws[index, 19] * noise
+    image.clamp_(0, 1)
+    low, high = JPEG_QUALITY
+    for index in np.flatnonzero(draws[:, 21] < config.jpeg):
+        pixels = (image[index] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=int(low + (high - low) * draws[index, 22]))
+        image[index] = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
+    return image
+
+
 def augment(
-    batch: Batch, size: tuple[int, int], config: AugmentConfig, device: torch.device
+    batch: Batch,
+    size: tuple[int, int],
+    config: AugmentConfig,
+    device: torch.device,
+    depth_range: tuple[float, float] = (0.0, math.inf),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A batch ready for the network.
 
@@ -152,29 +222,38 @@ def augment(
         size: (H, W) of the result.
         config: what may vary, and how far.
         device: where the work is done.
+        depth_range: canonical metres that the network can give; labels outside are invalid.
 
     Returns:
-        image (N, 3, H, W) float32 in [0, 1]; depth (N, 1, H, W) float32 metres; mask (N, 1, H, W) bool.
+        image (N, 3, H, W) float32 in [0, 1]; canonical depth (N, 1, H, W) float32 metres; mask (N, 1, H, W) bool.
     """
     if device.type == "cpu" and len(batch.draws) > CPU_PART:
         cuts = [slice(start, start + CPU_PART) for start in range(0, len(batch.draws), CPU_PART)]
         parts = [
-            Batch(batch.image[cut], batch.depth[cut], batch.draws[cut], batch.focal_px, batch.keys[cut])
-            for cut in cuts
+            replace(
+                batch, image=batch.image[c], depth=batch.depth[c], draws=batch.draws[c], keys=batch.keys[c]
+            )
+            for c in cuts
         ]
-        done = [augment(part, size, config, device) for part in parts]
+        done = [augment(part, size, config, device, depth_range) for part in parts]
         image, depth, mask = (torch.cat(column) for column in zip(*done, strict=True))
         return image, depth, mask
-    matrix, zoom = geometry(batch, size, config)
+    matrix, scale = geometry(batch, size, config)
     draws = torch.from_numpy(batch.draws).float().to(device)
     # Not at half precision where the caller is: coordinates need theirs.
     with torch.autocast(device.type, enabled=False):
         grid = sampling_grid(matrix.to(device), size)
         # The negative, since what lies outside reads as 0 and should be white.
-        negative = (255 - batch.image.to(device)).float()
+        negative = (255 - shrink(batch.image.to(device), size)).float()
         image = recolour(F.grid_sample(negative, grid, mode="bilinear", align_corners=False), draws, config)
-        depth = F.grid_sample(batch.depth.to(device).float(), grid, mode="nearest", align_corners=False)
-        depth /= (1000 * zoom).to(device).view(-1, 1, 1, 1)
+        # int16 holds the bits of uint16.
+        steps = (batch.depth.to(device).int() & 0xFFFF).float()
+        depth = F.grid_sample(steps, grid, mode="nearest", align_corners=False)
+        depth *= (batch.depth_unit / scale).to(device).view(-1, 1, 1, 1)
         if config.cutdepth:
             cut_depth(image, depth, batch.draws, config.cutdepth)
-    return image, depth, depth > 0
+        if config.blur or config.noise or config.jpeg:
+            image = degrade(image, batch.draws, config)
+    # An absent label is 0, whatever the range.
+    mask = (depth > max(depth_range[0], 0.0)) & (depth < depth_range[1])
+    return image, depth, mask

@@ -93,6 +93,7 @@ def start_card(
     data: dict[str, Any],
     origin: dict[str, Any],
     trained_on: dict[str, Any],
+    code: str,
 ) -> dict[str, Any]:
     """The card of weights before they are evaluated.
 
@@ -102,6 +103,7 @@ def start_card(
         data: "dataset", "mixed_with", "terms", "camera" and "depth_range", from ``Feed.describe``.
         origin: the card of the weights that the run started from, or empty.
         trained_on: device, steps, images, precision.
+        code: commit of the code that trained it, from :func:`commit` when the run began.
     """
     # A path says nothing elsewhere; what an initial file says of itself does.
     names: dict[str, Any] = {key: Path(getattr(config, key)).name for key in ("init", "encoder_weights")}
@@ -118,7 +120,7 @@ def start_card(
         "unit": "m",
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_on": trained_on,
-        "commit": commit(),
+        "commit": code,
         "versions": versions(),
         **data,
         # What the initial weights were trained on binds these too.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ class AugmentConfig:
 
     Attributes:
         flip: mirror left and right, with probability 1/2.
-        zoom: smallest and largest magnification; depth is divided by it.
+        zoom: smallest and largest magnification, drawn evenly in its logarithm; depth is divided by it.
         rotate: largest rotation, degrees, either way.
         brightness, contrast, saturation: largest relative change.
         gamma: largest exponent; its inverse is the smallest.
@@ -29,6 +30,9 @@ class AugmentConfig:
         grey: probability of a grey picture.
         cutdepth: probability that a patch of the picture shows its depth instead (Ishii and Yamashita, "CutDepth",
             2021).
+        blur: probability of a blur of up to 1.5 pixels (standard deviation).
+        noise: largest standard deviation of the sensor's noise, colours being 0 to 1; each picture draws its own.
+        jpeg: probability of JPEG artefacts, of a quality of 30 to 95.
     """
 
     flip: bool = False
@@ -41,6 +45,9 @@ class AugmentConfig:
     channel_swap: float = 0.0
     grey: float = 0.0
     cutdepth: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class TrainConfig:
         first_size: (H, W) of the first ``first_share`` of the steps; small pictures first are cheap steps (Howard
             et al., fastai's DAWNBench entry, 2018).
         first_share: share of the steps at ``first_size``; 0 is off.
+        sizes: (H, W) of which each later step draws one, so that the weights hold at all of them; empty is ``size``
+            alone. Validation is at ``size``.
+        balance: 0 draws each train frame once an epoch; up to 1, frames of a rare median depth more often, by the
+            inverse of its density to this power.
         steps: optimiser steps; 0 means that ``epochs`` decides.
         epochs: passes over the train split.
         frames: train on so many frames only, evenly spread over the split; 0 is all.
@@ -101,6 +112,8 @@ class TrainConfig:
         lr: peak learning rate.
         encoder_lr: factor on it for the encoder.
         weight_decay: not applied to biases and normalisation.
+        stochastic_depth: probability that the encoder's last residual block is left out for a sample; it rises
+            linearly from the first (Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016).
         schedule: "onecycle", "constant", or "step" (a tenth after each third).
         warmup: share of the steps in which "onecycle" rises.
         frozen_encoder_epochs: epochs at the start in which the encoder, its BatchNorm too, stays as it is.
@@ -108,7 +121,8 @@ class TrainConfig:
         sync_batchnorm: BatchNorm over all processes; CUDA only.
         recompute: save memory by computing activations again in the backward pass.
         clip: largest norm of the gradient; 0 is off.
-        ema: decay of the exponential moving average of the weights; 0 is off.
+        ema: decay of the exponential moving average of the weights, after n updates at most (1 + n) / (10 + n); 0 is
+            off.
         loss: weight by name of a registered loss; they are summed.
         loss_options: arguments of losses that take any, by name.
         precision: "bf16" or "fp16" (autocast; losses and head stay float32), or "fp32".
@@ -132,6 +146,8 @@ class TrainConfig:
     size: tuple[int, int] = (192, 256)
     first_size: tuple[int, int] = (96, 128)
     first_share: float = 0.0
+    sizes: tuple[tuple[int, int], ...] = ()
+    balance: float = 0.0
     steps: int = 0
     epochs: int = 10
     frames: int = 0
@@ -141,6 +157,7 @@ class TrainConfig:
     lr: float = 1e-3
     encoder_lr: float = 1.0
     weight_decay: float = 0.01
+    stochastic_depth: float = 0.0
     schedule: str = "onecycle"
     warmup: float = 0.1
     frozen_encoder_epochs: float = 0.0
@@ -174,22 +191,35 @@ class TrainConfig:
         for key, values in choices.items():
             if getattr(self, key) not in values:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
+        for key, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RecipeError(f"{key} = {value}: expected a finite number")
         for key in ("batch_size", "accumulate", "validate_every", "checkpoint_every", "lr"):
             if getattr(self, key) <= 0:
                 raise RecipeError(f"{key} = {getattr(self, key)!r}: expected more than 0")
-        if self.steps <= 0 and self.epochs <= 0:
-            raise RecipeError("steps or epochs must be more than 0")
-        for key in ("size", "first_size"):
-            if min(getattr(self, key)) < 32:
-                raise RecipeError(
-                    f"{key} = {list(getattr(self, key))}: expected [height, width], both at least 32"
-                )
-        for key in ("frames", "clip", "patience", "weight_decay", "encoder_lr", "frozen_encoder_epochs"):
+        for key, size in (
+            ("size", self.size),
+            ("first_size", self.first_size),
+            *(("sizes", s) for s in self.sizes),
+        ):
+            if min(size) < 32:
+                raise RecipeError(f"{key} = {list(size)}: expected [height, width], both at least 32")
+        for key in (
+            *("steps", "epochs", "frames", "clip", "patience", "seed"),
+            *("weight_decay", "encoder_lr", "frozen_encoder_epochs"),
+        ):
             if getattr(self, key) < 0:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 or more")
-        for key in ("mix", "ema", "first_share", "max_bad"):
+        if not self.steps and not self.epochs:
+            raise RecipeError("steps or epochs must be more than 0")
+        for key in ("mix", "ema", "first_share", "max_bad", "warmup", "stochastic_depth"):
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key} = {getattr(self, key)}: expected 0 <= {key} < 1")
+        if not 0 <= self.balance <= 1:
+            raise RecipeError(f"balance = {self.balance}: expected 0 to 1")
+        for key in ("blur", "jpeg", "noise"):
+            if not 0 <= getattr(self.augment, key) <= 1:
+                raise RecipeError(f"augment.{key} = {getattr(self.augment, key)}: expected 0 to 1")
         if self.mix + self.pseudo_share >= 1:
             raise RecipeError(
                 f"mix = {self.mix:g} and teacher.share = {self.pseudo_share:g} leave no room for the data set itself"
@@ -210,7 +240,7 @@ class TrainConfig:
 
 
 def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
-    """Reads a TOML recipe; ``overrides`` that are not None replace its values.
+    """Reads a TOML recipe; ``overrides`` that are not None replace its values, "augment.zoom" that of a table.
 
     A recipe may name another one that it builds on, ``base = "base/labelled.toml"``, relative to itself: each key
     that it has replaces the base's, a table as a whole.
@@ -219,12 +249,23 @@ def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
         RecipeError: for a file that is missing or no TOML, an unknown key (with the closest), a wrong type or value.
     """
     content = _read(Path(path), ())
-    content.update({key: value for key, value in overrides.items() if value is not None})
     try:
+        for key, value in overrides.items():
+            if value is not None:
+                _override(content, key, value)
         config: TrainConfig = _fill(TrainConfig, content, "")
     except RecipeError as error:
         raise RecipeError(f"recipe {path}: {error}") from None
     return config
+
+
+def _override(content: dict[str, Any], key: str, value: Any) -> None:
+    *tables, name = key.split(".")
+    for part in tables:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"{key}: {part} is no table")
+    content[name] = value
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -261,6 +302,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             raise RecipeError(f"{key} must be a table, not {value!r}")
         return _fill(hint, value, f"{key}.")  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple) and arguments[1:] == (...,):
+        return tuple(_convert(arguments[0], item, key) for item in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_convert(part, item, key) for part, item in zip(arguments, value, strict=True))
     if origin is dict and isinstance(value, dict):

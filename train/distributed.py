@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class World:
         )
         dist.all_reduce(value)
         return float(value.item()) / self.size
+
+    def average(self, tensor: Tensor) -> None:
+        """Replaces a tensor by its mean over the processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.size
 
     def barrier(self) -> None:
         """Waits for all processes."""

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from depthzoo.data.shards import write_json
 from depthzoo.weights import read_metadata, write_weights
-from train.cards import start_card
+from train.cards import commit, start_card
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import TrainConfig, to_toml
 from train.distributed import World
 from train.feed import Feed, Sources
 from train.interruption import Interruption
 from train.learner import Learner
+from train.loading import draw_integer
 from train.optimize import learning_rate
 from train.precision import report_precision, usable_precision
 from train.progress import Progress, TrainingError
@@ -85,6 +86,8 @@ class Run:
         self.device, self.world = self.options.device, self.options.world
         self.checkpoint_path = out / "checkpoint.safetensors"
         self._check()
+        # Now: the checkout may have moved on when weights are written.
+        self.code = commit()
         torch.use_deterministic_algorithms(self.options.deterministic)
         torch.backends.cudnn.benchmark = not self.options.deterministic
         self.origin = read_metadata(config.init) if config.init else {}
@@ -101,12 +104,13 @@ class Run:
         self.last_step = min(self.total, self.options.max_steps) if self.options.max_steps else self.total
 
         self.progress = Progress()
-        self._calibrated = -1
+        self._validated = 0  # the step of the last validation
         if self.options.resume:
             self._restore(load_checkpoint(self.checkpoint_path))
         if self.world.writes:
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.toml").write_text(to_toml(config), encoding="utf-8")
+            sources.record(out)
         self.feed.open()
 
     def _check(self) -> None:
@@ -122,8 +126,17 @@ class Run:
 
     # -- one step -----------------------------------------------------------------------------------------
 
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the pictures of this step."""
+    def size(self, step: int) -> tuple[int, int]:
+        """(H, W) of the pictures of a step: a function of the seed and the step."""
+        config = self.config
+        if step < config.first_share * self.total:
+            return config.first_size
+        return (
+            config.sizes[draw_integer(config.seed, step, len(config.sizes))] if config.sizes else config.size
+        )
+
+    def validation_size(self) -> tuple[int, int]:
+        """(H, W) that validation works at."""
         config = self.config
         return config.first_size if self.progress.step < config.first_share * self.total else config.size
 
@@ -138,13 +151,12 @@ class Run:
             TrainingError: for a loss that is not finite, with the samples' keys, unless it is to be skipped.
         """
         step = self.progress.step
-        image, depth, mask, keys = self.feed.batch(step, self.size())
+        image, depth, mask, keys = self.feed.batch(step, self.size(step), self.learner.depth_range())
         try:
-            value = self.learner.learn(image, depth, mask, self.rate(step), frozen=step < self.frozen_steps)
+            value = self.learner.learn(image, depth, mask, self.rate(step), step < self.frozen_steps, step)
         except TrainingError as error:
             raise TrainingError(f"{error} at step {step}; samples: {', '.join(keys)}") from None
-        self.progress.skipped += not math.isfinite(value)
-        self.progress.step += 1
+        self.progress.count(value)
         return value
 
     # -- the run ------------------------------------------------------------------------------------------
@@ -152,7 +164,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Trains to the last step; what ``metrics.json`` holds."""
         config, progress, interruption = self.config, self.progress, Interruption()
-        smooth, images, busy = math.nan, 0, 0.0
+        images, busy = 0, 0.0
         resumed_at = progress.step if progress.resumed_from else None
         with (
             self._bar() as bar,
@@ -160,25 +172,28 @@ class Run:
             Tracker(self.out, self.world.writes, resumed_at) as log,
         ):
             stop = early = False
-            while progress.step < self.last_step and not (stop or early):
+            while True:
+                if self._validation_is_due():
+                    early = self.validate(images / busy if busy else 0.0, bar, log)
+                    self.save()
+                    images, busy = 0, 0.0
+                if stop or early or progress.step >= self.last_step:
+                    break
                 started = time.monotonic()
                 value = self.train_step()
                 busy += time.monotonic() - started
                 images += config.batch_size
-                if math.isfinite(value):
-                    smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
                 bar.update()
                 bar.set_postfix_str(
-                    f"loss {smooth:.3f}, {images / busy:.1f} images/s, {self.memory():.1f} GiB", refresh=False
+                    f"loss {progress.loss:.3f}, {images / busy:.1f} images/s, {self.memory():.1f} GiB",
+                    refresh=False,
                 )
-                step, last = progress.step, progress.step == self.last_step
+                step = progress.step
                 if step % LOG_EVERY == 0:
                     figures = {"loss": value, "lr": self.rate(step - 1), "images_per_s": images / busy}
                     log.scalars(step, {f"train/{key}": figure for key, figure in figures.items()})
-                if step % config.validate_every == 0 or last:
-                    early = self.validate(smooth, images / busy, bar, log)
-                    images, busy = 0, 0.0
-                if step % config.checkpoint_every == 0 or last or early:
+                # Also before a validation, so that its failure loses no step.
+                if step % config.checkpoint_every == 0 or self._validation_is_due():
                     self.save()
                 stop = self.world.any(interruption.signal is not None, self.device)
             if early:
@@ -190,6 +205,8 @@ class Run:
                 bar.write(
                     f"{name}: saved at step {progress.step}; --resume goes on from there", file=sys.stderr
                 )
+                if self._validated != progress.step:
+                    self.write_last()
         if progress.step == self.last_step and self.options.report:
             self._write_report()
         return self.summary()
@@ -209,27 +226,37 @@ class Run:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
-    def calibrate(self) -> None:
-        """Statistics for the averaged weights' BatchNorm, from the last batches; once a step is enough."""
+    def write_last(self) -> None:
+        """Writes ``last.safetensors``, averaged weights with BatchNorm statistics from the last batches."""
         last = self.progress.step
-        if self._calibrated != last:
-            self._calibrated = last
-            steps = range(max(0, last - CALIBRATION_BATCHES), last)
-            self.learner.calibrate(self.feed.batch(step, self.size())[0] for step in steps)
+        steps = range(max(0, last - CALIBRATION_BATCHES), last)
+        images = (self.feed.batch(step, self.size(step))[0] for step in steps)
+        self.learner.calibrate(images, frozen=last - 1 < self.frozen_steps)
+        if self.world.writes:
+            write_weights(self.learner.trained(), self.out / "last.safetensors", self.card())
 
-    def validate(self, loss: float, speed: float, bar: Any, log: Tracker) -> bool:
+    def _validation_is_due(self) -> bool:
+        step = self.progress.step
+        return self._validated != step and (step % self.config.validate_every == 0 or step == self.last_step)
+
+    def validate(self, speed: float, bar: Any, log: Tracker) -> bool:
         """Evaluates on the validation split, in the first process; keeps the weights if they are the best so far.
+
+        Args:
+            speed: images/s since the last validation.
+            bar: of the run.
+            log: of the run.
 
         Returns:
             Whether the run has had enough, by its ``patience``; the same in all processes.
         """
-        self.calibrate()
+        self.write_last()
         progress, enough = self.progress, False
         if self.world.writes:
-            model, split, size = self.learner.trained(), self.feed.validation, self.size()
+            model, split, size = self.learner.trained(), self.feed.validation, self.validation_size()
             known = {
                 "step": progress.step,
-                "loss": loss,
+                "loss": progress.loss,
                 "images_per_s": speed,
                 "lr": self.rate(progress.step - 1),
             }
@@ -237,7 +264,6 @@ class Run:
             # Small pictures first: their weights are not yet those of the final size.
             if progress.note(known | measured, counts=size == self.config.size):
                 write_weights(model, self.out / "model.safetensors", self.card())
-            write_json(self.out / "metrics.json", self.summary())
             skipped = f", {progress.skipped} batches skipped" if progress.skipped else ""
             bar.write(figures_line(progress.history[-1]) + skipped)
             log.scalars(progress.step, {f"val/{key}": figure for key, figure in measured.items()})
@@ -246,6 +272,7 @@ class Run:
                 for key, panel in panels(model, split, size, self.device).items():
                     log.panel(progress.step, f"val/{key}", panel)
             enough = 0 < self.config.patience <= progress.since_best
+        self._validated = progress.step
         return self.world.any(enough, self.device)
 
     def card(self) -> dict[str, Any]:
@@ -258,7 +285,9 @@ class Run:
             "images": step * config.batch_size,
             "precision": self.precision,
         }
-        return start_card(self.learner.model, config, self.feed.describe(), self.origin, trained_on)
+        return start_card(
+            self.learner.model, config, self.feed.describe(), self.origin, trained_on, self.code
+        )
 
     def summary(self) -> dict[str, Any]:
         """Content of ``metrics.json``."""
@@ -275,13 +304,11 @@ class Run:
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes the checkpoint, the last weights and the metrics, each whole or not at all."""
-        self.calibrate()
+        """Writes the checkpoint and the metrics, each whole or not at all."""
         if self.world.writes:
             state = {**self.progress.state(), "data": self.feed.digest}
             checkpoint = self.learner.checkpoint(state, to_toml(self.config))
             save_checkpoint(self.checkpoint_path, checkpoint)
-            write_weights(self.learner.trained(), self.out / "last.safetensors", self.card())
             write_json(self.out / "metrics.json", self.summary())
         self.world.barrier()
 
@@ -297,6 +324,7 @@ class Run:
             )
         self.learner.restore(checkpoint)
         self.progress = Progress.restored(state)
+        self._validated = max((int(row["step"]) for row in self.progress.history), default=0)
 
 
 def check_writable(out: Path) -> None:

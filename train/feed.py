@@ -1,25 +1,30 @@
 """The batches of a run: a share from its data set, one from a second data set, one that a teacher has labelled."""
 
 import hashlib
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from depthzoo.data.shards import ShardDataset
+from depthzoo.data.shards import ShardDataset, write_json
+from depthzoo.predictor import working_size
 from train.augment import augment
 from train.cards import measured
 from train.config import TrainConfig
 from train.distributed import World
-from train.loading import Batch, SampleStream, open_frames
+from train.loading import Batch, DecodedSet, SampleStream, open_frames, rarity
 from train.progress import TrainingError
 from train.streaming import ShardStream, fetch_split, is_remote
 from train.teacher import labelled_by_teacher
 
 # Distance between the seeds of the data sets' orders.
 SEED_STEP = 1_000_003
+SOURCES = "sources.json"  # of a run: where its data were
 REMOTE_VAL = "data"  # folder of a run that holds the validation split of a remote data set
 
 
@@ -40,6 +45,13 @@ class Sources:
     pictures: tuple[Path, ...] = ()
     cache: str = "auto"
     workers: int = 4
+
+    def record(self, run: Path) -> None:
+        """Writes into a run's folder where the data are, for a resume."""
+        local = [None if place is None else os.path.abspath(place) for place in (self.data, self.mix_data)]
+        data = str(self.data) if is_remote(str(self.data)) else local[0]
+        pictures = [os.path.abspath(path) for path in self.pictures]
+        write_json(run / SOURCES, {"data": data, "mix_data": local[1], "pictures": pictures})
 
 
 class Stream(Protocol):
@@ -120,8 +132,8 @@ class Feed:
                 f"batch_size {config.batch_size} gives {shares} pictures a step, which {world.size} processes with "
                 f"accumulate = {config.accumulate} cannot share evenly"
             )
-        if is_remote(str(sources.data)) and config.frames:
-            raise TrainingError("frames takes a part of a local data set; a remote one is streamed whole")
+        if is_remote(str(sources.data)) and (config.frames or config.balance):
+            raise TrainingError("frames and balance need a local data set; a remote one is streamed whole")
 
     def _remote(self, url: str) -> ShardStream:
         config, world = self.config, self.world
@@ -142,11 +154,15 @@ class Feed:
         return ShardDataset(folder, "val")
 
     def open(self) -> None:
-        """Decodes what is to be kept decoded; called once, before the first batch.
+        """Decodes what is to be kept decoded, and the validation split once; called once, before the first batch.
 
         Raises:
-            DatasetError: for what cannot be decoded or does not fit.
+            DatasetError: for what cannot be decoded or does not fit; ``max_bad`` is of train frames only, for figures
+                of fewer validation frames could not be compared.
         """
+        if self.world.writes:
+            for index in tqdm(range(len(self.validation)), "decoding val", unit="frame", disable=None):
+                self.validation[index]
         sources = self.sources
         for number, (name, share) in enumerate(self.shares.items()):
             if name in self._streams or name not in self._sets or not share:
@@ -160,16 +176,35 @@ class Feed:
                 self.world.writes,
             )
             ahead = share if sources.cache == "none" else 0
-            self._streams[name] = SampleStream(frames, self.config.seed + number * SEED_STEP, ahead)
+            weights = None
+            if name == "data" and self.config.balance:
+                if not isinstance(frames, DecodedSet):
+                    raise TrainingError("balance needs the decoded frames: not with --cache none")
+                weights = rarity(frames.log_medians(), self.config.balance)
+            self._streams[name] = SampleStream(frames, self.config.seed + number * SEED_STEP, ahead, weights)
 
-    def batch(self, step: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """This process's part of a step: image (N, 3, H, W), depth and mask (N, 1, H, W), keys."""
+    def batch(
+        self, step: int, size: tuple[int, int], depth_range: tuple[float, float] = (0.0, math.inf)
+    ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """This process's part of a step.
+
+        Args:
+            step: of the run.
+            size: (H, W); the batch has about as many pixels, in the aspect of the first data set's frames, as
+                evaluation feeds them.
+            depth_range: canonical metres that the network can give.
+
+        Returns:
+            Image (N, 3, H, W), canonical depth and mask (N, 1, H, W), keys.
+        """
         parts, keys = [], []
+        if stored := self.about["data"]["splits"]["train"].get("size"):
+            size = working_size(stored[0], stored[1], size)
         for name, stream in self._streams.items():
             share = self.shares[name]
             mine = share // self.world.size
             batch = stream.batch(step * share + self.world.rank * mine, mine)
-            parts.append(augment(batch, size, self.config.augment, self.device))
+            parts.append(augment(batch, size, self.config.augment, self.device, depth_range))
             keys += batch.keys
         image, depth, mask = (torch.cat(column) for column in zip(*parts, strict=True))
         return image.contiguous(memory_format=torch.channels_last), depth, mask, keys

@@ -1,6 +1,7 @@
 """What one optimiser step does: the network, its loss, its optimiser and its moving average."""
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Iterable
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import DEFAULT_RANGE, depth_range
+from depthzoo.data.shards import DEFAULT_RANGE, depth_facts
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
@@ -20,7 +21,7 @@ from depthzoo.weights import load_into
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.distributed import World
-from train.optimize import make_optimizer, recompute_activations, set_modes
+from train.optimize import add_stochastic_depth, make_optimizer, recompute_activations, set_modes
 from train.precision import AUTOCAST
 from train.progress import TrainingError
 
@@ -32,22 +33,22 @@ OWN_BUFFERS: dict[str, Any] = {
 
 
 def head_bounds(info: dict[str, Any]) -> dict[str, float]:
-    """Options of the head for a data set's depth range, in metres of the canonical camera; none for the usual range.
+    """Options of the head for a data set's depth range, canonical metres; none where the usual ones do.
 
     Args:
         info: the content of ``dataset.json``.
     """
-    far = depth_range(info)[1]
-    if depth_range(info) == DEFAULT_RANGE:
-        return {}
+    _, stated = depth_facts(info)
     train = info["splits"]["train"]
-    far /= depth_scale(train["focal_px"], train["size"][1])
+    far = round(stated[1] / depth_scale(train["focal_px"], train["size"][1]), 3)
+    if stated == DEFAULT_RANGE and far <= DEFAULT_RANGE[1]:
+        return {}
     # A fresh head starts at a quarter of its range, as with NYU Depth V2.
-    return {"max_depth": round(far, 3), "mean_depth": round(far / 4, 3)}
+    return {"max_depth": far, "mean_depth": round(far / 4, 3)}
 
 
 def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> DepthModel:
-    """A fresh model, from ``encoder_weights`` or ``init`` where given.
+    """A fresh model, from ``init`` or else ``encoder_weights`` where given.
 
     Args:
         config: of the run.
@@ -58,7 +59,8 @@ def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> Dept
         ValueError: for an option that the model does not take, and whatever its builder raises.
     """
     torch.manual_seed(config.seed)
-    encoder = None if config.encoder_weights == "none" else config.encoder_weights
+    # Those of ``init`` replace them anyway.
+    encoder = None if config.init or config.encoder_weights == "none" else config.encoder_weights
     bounds = head_bounds(info) if info and "max_depth" not in config.model_options else {}
     options = {"head": config.head} | bounds | config.model_options
     try:
@@ -68,6 +70,14 @@ def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> Dept
     if config.init:
         load_into(model, config.init)
     return model
+
+
+def move_average(decay: float, averages: list[Tensor], values: list[Tensor], count: Any) -> None:
+    """Moves averages towards ``values``; ``count`` is how many updates they have had.
+
+    The decay is at most (1 + count) / (10 + count): the average of a short run would else be its first weights.
+    """
+    get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
 
 
 class Learner:
@@ -97,8 +107,9 @@ class Learner:
         self.model = build_model(config, info).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        average = get_ema_multi_avg_fn(config.ema)
+        average = functools.partial(move_average, config.ema)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema else None
+        add_stochastic_depth(self.model, config.stochastic_depth)
         if config.recompute:
             recompute_activations(self.model)
         self.loss = MultiScale(combined(config.loss, config.loss_options))
@@ -125,8 +136,17 @@ class Learner:
             self._network = frozen, network
         return self._network[1]
 
-    def learn(self, image: Tensor, depth: Tensor, mask: Tensor, rate: float, frozen: bool) -> float:
-        """One optimiser step, unless the loss is not finite: then nothing changes.
+    def depth_range(self) -> tuple[float, float]:
+        """Canonical metres that the network can give."""
+        bounded = self.model.head.kind == "sigmoid"
+        return (self.model.min_depth, self.model.max_depth) if bounded else (0.0, math.inf)
+
+    def learn(
+        self, image: Tensor, depth: Tensor, mask: Tensor, rate: float, frozen: bool, step: int = 0
+    ) -> float:
+        """One optimiser step, unless the loss or the gradient's norm is not finite: then nothing changes.
+
+        In float16 a gradient that overflows is left to the scaler, which leaves out the step and lowers its scale.
 
         Args:
             image: (N, 3, H, W) float in [0, 1], this process's part of the batch.
@@ -134,14 +154,18 @@ class Learner:
             mask: (N, 1, H, W) bool.
             rate: learning rate.
             frozen: keep the encoder as it is.
+            step: number of the step, which decides the blocks that stochastic depth leaves out.
 
         Returns:
-            The loss, over all processes; not finite if it is so in any of them.
+            The loss, over all processes; not finite if it or the gradient is so in any of them.
 
         Raises:
-            TrainingError: the loss is not finite and the configuration wants to stop.
+            TrainingError: either is not finite and the configuration wants to stop.
         """
-        config, network, parts, value = self.config, self.network(frozen), self.config.accumulate, 0.0
+        config, network, parts = self.config, self.network(frozen), self.config.accumulate
+        total = torch.zeros((), device=self.device)
+        if config.stochastic_depth:
+            torch.manual_seed((config.seed << 40) + step * self.world.size + self.world.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -156,18 +180,21 @@ class Learner:
                 with self.autocast():
                     predictions = network(image[picked], all_heads=True)
                 loss = self.loss(predictions, depth[picked], mask[picked]) / parts
-                value += float(loss.detach())
+                total += loss.detach()
                 self.scaler.scale(loss).backward()
-        value = self.world.mean(value, self.device)
+        what, value = "loss", self.world.mean(float(total), self.device)
+        if math.isfinite(value):
+            self.scaler.unscale_(self.optimizer)
+            # The same in all processes, which have shared their gradients.
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+            if not self.scaler.is_enabled() and not norm.isfinite():
+                what, value = "gradient's norm", float(norm)
         if not math.isfinite(value):
             if config.nonfinite == "stop":
-                raise TrainingError(f"the loss is {value}")
+                raise TrainingError(f"the {what} is {value}")
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             return value
-        if config.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -179,15 +206,40 @@ class Learner:
         model: Any = self.model if self.average is None else self.average.module
         return model  # type: ignore[no-any-return]
 
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Gives the averaged weights BatchNorm statistics of their own.
+    @torch.no_grad()
+    def calibrate(self, images: Iterable[Tensor], frozen: bool) -> None:
+        """Gives the averaged weights BatchNorm statistics of their own: the mean over these batches, of all processes.
 
         Those of the trained model are of other weights, and an average of them lags behind by far: a network
-        that predicts well on the statistics of its batch is then off by a factor.
+        that predicts well on the statistics of its batch is then off by a factor. Frozen BatchNorm stays as it is.
+
+        Args:
+            images: (N, 3, H, W) each; as many in every process.
+            frozen: as in :meth:`learn`.
         """
-        if self.average is not None and not self.config.freeze_batchnorm:
-            with self.autocast():
-                update_bn(images, self.average.module)
+        if self.average is None:
+            return
+        network = self.average.module
+        set_modes(network, self.config, frozen)
+        layers = [
+            m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+        ]
+        if not layers:
+            return
+        network.eval()
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative average
+            layer.train()
+        with self.autocast():
+            for image in images:
+                network(image)
+        network.eval()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            self.world.average(layer.running_mean)
+            self.world.average(layer.running_var)
 
     def checkpoint(self, state: dict[str, Any], config: str) -> Checkpoint:
         """All of it, with the run's own ``state`` and its configuration as TOML."""

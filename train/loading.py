@@ -16,8 +16,6 @@ from depthzoo.data.shards import DatasetError, ShardDataset
 
 # Uniform numbers per sample, for train.augment.
 DRAWS = 24
-# int16 millimetres: the farthest depth that a decoded set holds.
-MAX_MILLIMETRES = 32767
 # Frames that are decoded before they are stored, so that all threads have work.
 DECODED_AHEAD = 64
 # Share of a GPU's free memory that a decoded set may take unasked.
@@ -30,10 +28,11 @@ class Batch:
 
     Attributes:
         image: (N, 3, h, w) uint8.
-        depth: (N, 1, h, w) int16 millimetres, 0 invalid.
+        depth: (N, 1, h, w) int16, the bits of the stored uint16 steps; 0 invalid.
         draws: (N, DRAWS) float64 in [0, 1).
         focal_px: of the stored frames.
         keys: of the samples.
+        depth_unit: metres per step of depth.
     """
 
     image: Tensor
@@ -41,6 +40,7 @@ class Batch:
     draws: np.ndarray
     focal_px: float
     keys: list[str]
+    depth_unit: float = 0.001
 
 
 class Frames(Protocol):
@@ -48,16 +48,17 @@ class Frames(Protocol):
 
     keys: list[str]
     focal_px: float
+    depth_unit: float
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(N, 3, h, w) uint8 and (N, 1, h, w) int16 millimetres."""
+        """(N, 3, h, w) uint8 and (N, 1, h, w) int16, the bits of uint16 steps of ``depth_unit``."""
 
 
 def as_tensors(image: np.ndarray, depth: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 (h, w, 3) and uint16 (h, w) to (3, h, w) uint8 and (1, h, w) int16."""
-    millimetres = np.minimum(depth, MAX_MILLIMETRES).astype(np.int16)
+    """uint8 (h, w, 3) and uint16 (h, w) to (3, h, w) uint8 and (1, h, w) int16 of the same bits."""
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return torch.from_numpy(planes), torch.from_numpy(millimetres).unsqueeze(0)
+    # torch has few operations on uint16.
+    return torch.from_numpy(planes), torch.from_numpy(depth.astype(np.int16)).unsqueeze(0)
 
 
 class Decoder:
@@ -125,7 +126,7 @@ class DecodedSet:
         progress: bool = True,
         workers: int = 4,
     ) -> None:
-        self.focal_px = dataset.focal_px
+        self.focal_px, self.depth_unit = dataset.focal_px, dataset.depth_unit
         self.keys: list[str] = []
         images: Tensor | None = None
         bar = tqdm(
@@ -154,6 +155,15 @@ class DecodedSet:
             raise DatasetError(f"{dataset.folder}: split {dataset.split!r} has no readable sample")
         self.images, self.depths = images[: len(self.keys)], depths[: len(self.keys)]
 
+    def log_medians(self) -> np.ndarray:
+        """ln of the median valid depth of each frame, in metres: (n,) float64, NaN without any."""
+        medians = np.full(len(self.keys), np.nan)
+        for index, depth in enumerate(self.depths):
+            steps = (depth.flatten()[::7].int() & 0xFFFF).cpu().numpy()
+            if (valid := steps[steps > 0]).size:
+                medians[index] = np.log(np.median(valid) * self.depth_unit)
+        return medians
+
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         where = torch.tensor(indices, device=self.images.device)
         # A tenth of the time of images[where].
@@ -170,7 +180,7 @@ class LazySet:
     """
 
     def __init__(self, dataset: ShardDataset, max_bad: float = 0.0, workers: int = 4) -> None:
-        self.keys, self.focal_px = dataset.keys, dataset.focal_px
+        self.keys, self.focal_px, self.depth_unit = dataset.keys, dataset.focal_px, dataset.depth_unit
         self._dataset = dataset
         self._decoder = Decoder(str(dataset.folder), len(dataset), max_bad)
         self._pool = ThreadPoolExecutor(max(1, workers))
@@ -221,9 +231,51 @@ def generator(seed: int, stream: int, count: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed << 1 | stream, count], dtype=np.uint64)))
 
 
+def draw_integer(seed: int, step: int, count: int) -> int:
+    """An integer below ``count`` for a step of a run, the same in every process."""
+    return int(generator(seed, 0, step | 1 << 40).integers(count))
+
+
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of an epoch: int64 (count,)."""
     return generator(seed, 0, epoch).permutation(count)
+
+
+def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
+    """The order of an epoch of as many samples as there are weights, each as often as its weight says.
+
+    Systematic resampling: a sample of weight w among n of sum 1 occurs floor(n w) or ceil(n w) times.
+
+    Returns:
+        int64 (n,): the sample's index, plus n for each time that it has occurred before, so that a repetition draws
+        another augmentation.
+    """
+    random, count = generator(seed, 0, epoch), len(weights)
+    ends = np.cumsum(weights) * (count / weights.sum())
+    chosen = np.searchsorted(ends, random.random() + np.arange(count)).clip(max=count - 1)
+    # Equal indices are neighbours; the first of each run has occurrence 0.
+    return random.permutation(chosen + count * (np.arange(count) - np.searchsorted(chosen, chosen)))
+
+
+def rarity(medians: np.ndarray, power: float, bandwidth: float = 0.1) -> np.ndarray:
+    """How often each frame should be drawn so that near and far ones count as much as those in between.
+
+    Args:
+        medians: (n,) ln of the median depth of each frame; NaN where a frame has none.
+        power: 0 draws all frames alike, 1 by the inverse density of ``medians``.
+        bandwidth: of the Gaussian kernel that estimates the density.
+
+    Returns:
+        (n,) weights between 1/5 and 5 times that of the median frame.
+    """
+    known = medians[np.isfinite(medians)]
+    if not known.size:
+        return np.ones(len(medians))
+    bins = np.linspace(known.min(), known.max(), 256)
+    kernel = np.exp(-((bins[:, None] - known[None]) ** 2) / (2 * bandwidth**2))
+    weights = np.interp(medians, bins, kernel.mean(1)) ** -power
+    middle = np.nanmedian(weights)
+    return np.nan_to_num(weights / middle, nan=1.0).clip(0.2, 5.0)
 
 
 def sample_draws(seed: int, epoch: int, index: int) -> np.ndarray:
@@ -239,19 +291,23 @@ class SampleStream:
         data: the frames.
         seed: of the order and the draws.
         ahead: a batch so many positions later is fetched in the background; 0 is none.
+        weights: (n,) how often each frame is drawn, relative to the others; None draws each once an epoch.
     """
 
-    def __init__(self, data: Frames, seed: int, ahead: int = 0) -> None:
-        self.data, self.seed, self.ahead = data, seed, ahead
+    def __init__(self, data: Frames, seed: int, ahead: int = 0, weights: np.ndarray | None = None) -> None:
+        self.data, self.seed, self.ahead, self.weights = data, seed, ahead, weights
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
         self._next: tuple[tuple[int, int], Future[tuple[Tensor, Tensor]]] | None = None
         self._pool = ThreadPoolExecutor(1)
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Epoch and sample index at a position."""
+        """Epoch and sample index at a position; see :func:`weighted_order` for a sample that is repeated."""
         epoch, offset = divmod(position, len(self.data.keys))
         if self._order[0] != epoch:
-            self._order = (epoch, permutation(self.seed, epoch, len(self.data.keys)))
+            if self.weights is None:
+                self._order = (epoch, permutation(self.seed, epoch, len(self.data.keys)))
+            else:
+                self._order = (epoch, weighted_order(self.seed, epoch, self.weights))
         return epoch, int(self._order[1][offset])
 
     def batch(self, position: int, count: int) -> Batch:
@@ -264,14 +320,15 @@ class SampleStream:
         if self._next is not None and self._next[0] == (position, count):
             images, depths = self._next[1].result()
         else:
-            images, depths = self.data.fetch([index for _, index in where])
+            images, depths = self.data.fetch([index % len(self.data.keys) for _, index in where])
         if self.ahead:
-            later = [self.locate(position + self.ahead + i)[1] for i in range(count)]
+            later = [self.locate(position + self.ahead + i)[1] % len(self.data.keys) for i in range(count)]
             self._next = ((position + self.ahead, count), self._pool.submit(self.data.fetch, later))
         return Batch(
             images,
             depths,
             np.stack([sample_draws(self.seed, epoch, index) for epoch, index in where]),
             self.data.focal_px,
-            [self.data.keys[index] for _, index in where],
+            [self.data.keys[index % len(self.data.keys)] for _, index in where],
+            self.data.depth_unit,
         )

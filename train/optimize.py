@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
+from torchvision.ops import stochastic_depth
 
 from depthzoo.models import DepthModel
 from depthzoo.models.dispnet import VGG16Encoder
@@ -64,6 +65,28 @@ def set_modes(model: DepthModel, config: TrainConfig, encoder_frozen: bool) -> N
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+
+def add_stochastic_depth(model: DepthModel, probability: float) -> int:
+    """Let training leave out residual blocks of the encoder for single samples; how many blocks there are.
+
+    Args:
+        model: changed in place; its state dict stays as it is.
+        probability: of the last block; it rises linearly from the first.
+    """
+    blocks = [
+        module.block if isinstance(module, InvertedResidual) else module.bn3
+        for module in model.encoder.modules()
+        if isinstance(module, Bottleneck) or (isinstance(module, InvertedResidual) and module.use_res_connect)
+    ]
+    for number, block in enumerate(blocks if probability else (), start=1):
+        drop = functools.partial(_drop_samples, probability=probability * number / len(blocks))
+        block.register_forward_hook(drop)
+    return len(blocks)
+
+
+def _drop_samples(module: nn.Module, inputs: Any, output: Tensor, probability: float) -> Tensor:
+    return stochastic_depth(output, probability, "row", module.training)
 
 
 def recompute_activations(model: DepthModel) -> int:

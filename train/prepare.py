@@ -96,6 +96,9 @@ def parser() -> argparse.ArgumentParser:
     labelled.add_argument(
         "--depth", choices=("filled", "raw"), default="filled", help="in-painted or with holes"
     )
+    labelled.add_argument(
+        "--fold", type=int, choices=range(5), default=0, help="another validation split of the train frames"
+    )
     fifty = commands.add_parser("nyu-50k", help="nyu_data.zip or its folder, 50,688 train frames")
     fifty.add_argument("path", type=Path, metavar="ZIP|FOLDER")
     h5 = commands.add_parser("nyu-h5", help="HDF5 frames, loose or in tars, 47,584 train frames")
@@ -159,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
 def _source(args: argparse.Namespace) -> Source:
     match args.source:
         case "nyu-labelled":
-            return NyuLabelled(args.path, args.depth)
+            return NyuLabelled(args.path, args.depth, args.fold)
         case "nyu-50k":
             return Nyu50k(args.path)
         case "nyu-h5":

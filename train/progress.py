@@ -15,6 +15,7 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
+        loss: running mean of the loss, not a number before the first.
         best: lowest AbsRel on the validation split at the final size; infinite before the first.
         since_best: validations since then.
         skipped: batches left out because their loss was not finite.
@@ -23,6 +24,7 @@ class Progress:
     """
 
     step: int = 0
+    loss: float = math.nan
     best: float = math.inf
     since_best: int = 0
     skipped: int = 0
@@ -30,16 +32,23 @@ class Progress:
     resumed_from: list[int] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
-        """JSON-able, for a checkpoint."""
+        """JSON-able, for a checkpoint: None for what is not finite."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return values | {"best": self.best if math.isfinite(self.best) else None}
+        return values | {key: values[key] if math.isfinite(values[key]) else None for key in ("loss", "best")}
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> "Progress":
         """From a checkpoint's state, with the step noted as one that the run was resumed from."""
-        values = {entry.name: state[entry.name] for entry in fields(cls)}
-        best = math.inf if values["best"] is None else values["best"]
-        return cls(**values | {"best": best, "resumed_from": [*values["resumed_from"], values["step"]]})
+        values = {entry.name: state[entry.name] for entry in fields(cls) if state.get(entry.name) is not None}
+        return cls(**values | {"resumed_from": [*values["resumed_from"], values["step"]]})
+
+    def count(self, loss: float) -> None:
+        """Counts a step with its loss; one that is not finite is of a batch that was skipped."""
+        self.step += 1
+        if not math.isfinite(loss):
+            self.skipped += 1
+        else:
+            self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
 
     def note(self, figures: dict[str, float], counts: bool) -> bool:
         """Adds a validation's figures; whether they are the best so far.
@@ -60,5 +69,5 @@ class Progress:
         """Content of ``metrics.json``; ``steps`` is where the schedule ends."""
         state = self.state()
         best = state.pop("best")
-        del state["since_best"]
+        del state["since_best"], state["loss"]
         return {**state, "steps": steps, "best_val_abs_rel": best}

@@ -110,6 +110,26 @@ def test_silog_by_hand() -> None:
     assert value("silog", half, target) == pytest.approx(math.log(2) * math.sqrt(0.5 - 0.85 / 4))
 
 
+def test_silog_over_the_batch_counts_an_error_of_one_pictures_scale() -> None:
+    """Of two pictures one is predicted twice too far: per picture lambda forgives it, over the batch it is variance."""
+    target = torch.full((2, 1, 4, 4), 2.0)
+    prediction = target.clone()
+    prediction[1] *= 2
+    g = math.log(2)
+    each = (math.sqrt(1e-6) + g * math.sqrt(0.15)) / 2
+    assert value("silog", prediction, target) == pytest.approx(each, rel=1e-3)
+    over_all = g * math.sqrt(0.5 - 0.85 / 4)
+    assert value("silog", prediction, target, batch=True) == pytest.approx(over_all, rel=1e-5)
+
+
+def test_silog_over_the_batch_weighs_pixels_alike() -> None:
+    target = torch.full((2, 1, 1, 4), 1.0)
+    mask = torch.tensor([[True, False, False, False], [True, True, True, False]]).view(2, 1, 1, 4)
+    prediction = torch.tensor([[math.e, 9, 9, 9], [1, 1, 1, 9]]).view(2, 1, 1, 4)
+    expected = math.sqrt(1 / 4 - 0.85 / 16)
+    assert value("silog", prediction, target, mask, batch=True) == pytest.approx(expected, rel=1e-5)
+
+
 def test_silog_clamps_logarithms_at_a_millimetre() -> None:
     target = batch([[1.0]])
     for prediction in (1e-3, 1e-9, 0.0, -3.0):

@@ -1,11 +1,14 @@
 """Augmentation against known geometry."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
+from depthzoo.predictor import resize_image
 from train.augment import CPU_PART, augment, geometry, sampling_grid
 from train.config import AugmentConfig
 from train.loading import DRAWS, Batch, sample_draws
@@ -55,34 +58,49 @@ def test_zoom_divides_depth_and_magnifies() -> None:
     torch.testing.assert_close(steps, torch.full((63,), 0.5), atol=1e-3, rtol=0)
 
 
-def test_a_crop_is_not_a_zoom() -> None:
-    """Stored frames without their border keep scale and depth: the missing rim is white and invalid."""
-    crop = ramp(48, 64)[:, 4:-4, 4:-4].contiguous()
-    image, depth, mask = augment(make(crop, METRE[4:-4, 4:-4], FULL), (48, 64), AugmentConfig(), CPU)
-    torch.testing.assert_close(
-        image[0, :, 8:-8, 8:-8] * 255, ramp(48, 64)[:, 8:-8, 8:-8].float(), atol=1e-3, rtol=0
+def test_a_longer_lens_divides_the_label_and_leaves_the_picture_whole() -> None:
+    """The one rule of cameras: the same pixels, metres over f / canonical f at equal width."""
+    image, depth, mask = augment(make(ramp(48, 64), METRE, 1.5 * FULL), (48, 64), AugmentConfig(), CPU)
+    torch.testing.assert_close(image[0] * 255, ramp(48, 64).float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(depth, torch.full((1, 1, 48, 64), 1 / 1.5))
+    assert mask.all()
+
+
+def test_a_crop_is_a_narrower_view_of_the_same_camera() -> None:
+    """Half the width at the same focal length in pixels looks twice as near."""
+    crop = ramp(48, 64)[:, 12:-12, 16:-16].contiguous()
+    batch = make(crop, METRE[12:-12, 16:-16], FULL)
+    image, depth, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
+    zoomed, divided, _ = augment(
+        make(ramp(48, 64), METRE, FULL), (48, 64), AugmentConfig(zoom=(2.0, 2.0)), CPU
     )
-    assert torch.allclose(depth[0, 0, 8:-8, 8:-8], torch.tensor(1.0))
-    assert (image[0, :, :2] == 1).all() and not mask[0, 0, :4].any() and not mask[0, 0, :, -4:].any()
+    torch.testing.assert_close(depth, divided)
+    torch.testing.assert_close(image[..., 2:-2, 2:-2], zoomed[..., 2:-2, 2:-2], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (32, 96)])
+def test_another_aspect_is_cut_not_squeezed(size: tuple[int, int]) -> None:
+    """Equal steps down and across, and the label follows the width that is left."""
+    batch = make(ramp(48, 64), METRE, FULL)
+    matrix, scale = geometry(batch, size, AugmentConfig())
+    down, across = matrix[0, 1, 1] * 48 / size[0], matrix[0, 0, 0] * 64 / size[1]
+    assert down == pytest.approx(across) and matrix[0, :, :2].abs().max() == pytest.approx(1)
+    assert scale[0] == pytest.approx(1 / matrix[0, 0, 0].item())
 
 
 def test_another_size_is_the_same_view() -> None:
-    """Half the pixels in each direction: the same field of view, the same metres."""
-    image, depth, mask = augment(make(ramp(48, 64), METRE, FULL), (32, 32), AugmentConfig(), CPU)
-    assert image.shape == (1, 3, 32, 32) and mask.all() and torch.allclose(depth, torch.tensor(1.0))
-    matrix, _ = geometry(make(ramp(48, 64), METRE, FULL), (32, 32), AugmentConfig())
+    """Fewer pixels in each direction: the same field of view, the same metres."""
+    image, depth, mask = augment(make(ramp(48, 64), METRE, FULL), (32, 40), AugmentConfig(), CPU)
+    assert image.shape == (1, 3, 32, 40) and mask.all() and torch.allclose(depth, torch.tensor(1.0))
+    matrix, _ = geometry(make(ramp(48, 64), METRE, FULL), (32, 40), AugmentConfig())
     torch.testing.assert_close(matrix[0], torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
 
 
 def test_rotation_is_a_rotation() -> None:
     config = AugmentConfig(rotate=90.0)  # the draw 1 is the largest angle
-    square = ramp(64, 64)
-    focal = 518.86 / 640 * 64
-    batch = make(square, torch.full((64, 64), 1000, dtype=torch.int16), focal, d1=1.0)
-    # A square output of a frame of 3:4 squeezes; undo it by asking for the frame's own shape.
-    matrix, _ = geometry(batch, (48, 64), config)
-    pixels = matrix[0, :, :2] * torch.tensor([[32.0], [32.0]]) / torch.tensor([[32.0, 24.0]])
-    torch.testing.assert_close(pixels @ pixels.T, torch.eye(2), atol=1e-4, rtol=0)
+    matrix, _ = geometry(make(ramp(48, 64), METRE, FULL, d1=1.0), (48, 64), config)
+    pixels = matrix[0, :, :2] * torch.tensor([[32.0], [24.0]]) / torch.tensor([[32.0, 24.0]])
+    torch.testing.assert_close(pixels, torch.tensor([[0.0, -1.0], [1.0, 0.0]]), atol=1e-4, rtol=0)
 
 
 def test_invalid_depth_stays_invalid() -> None:
@@ -202,7 +220,9 @@ def test_a_batch_is_its_samples() -> None:
     pictures = torch.randint(0, 256, (count, 3, 48, 64), generator=generator, dtype=torch.uint8)
     depths = torch.randint(0, 9000, (count, 1, 48, 64), generator=generator).to(torch.int16)
     draws = np.stack([sample_draws(1, 2, index) for index in range(count)])
-    config = AugmentConfig(flip=True, zoom=(0.9, 1.3), rotate=5.0, contrast=0.3, gamma=1.3, cutdepth=0.5)
+    config = AugmentConfig(
+        flip=True, zoom=(0.9, 1.3), rotate=5.0, contrast=0.3, gamma=1.3, cutdepth=0.5, blur=0.5, noise=0.1
+    )
     whole = augment(Batch(pictures, depths, draws, FULL, ["k"] * count), (48, 64), config, CPU)
     for i in range(count):
         one = Batch(pictures[i : i + 1], depths[i : i + 1], draws[i : i + 1], FULL, ["k"])
@@ -216,3 +236,68 @@ def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
     assert all((other != sample_draws(3, 4, 5)).all() for other in others)
     many = np.stack([sample_draws(0, 0, index) for index in range(2000)])
     assert many.mean(0) == pytest.approx(np.full(DRAWS, 0.5), abs=0.03)
+
+
+def test_training_shrinks_pictures_as_evaluation_does() -> None:
+    """The energy of edges: without antialiasing a fine pattern would be 1.3 times as strong, or more."""
+    generator = torch.Generator().manual_seed(3)
+    noise = F.avg_pool2d(torch.randint(0, 256, (1, 3, 241, 321), generator=generator).float(), 2, stride=1)
+    picture, depth = noise.to(torch.uint8)[0], torch.ones(240, 320, dtype=torch.int16)
+    config = AugmentConfig(rotate=3.0)
+    image, _, _ = augment(make(picture, depth, 5 * FULL, d1=0.9), (96, 128), config, CPU)
+    expected = resize_image(picture[None], (96, 128)).float() / 255
+
+    def edges(x: torch.Tensor) -> float:
+        return float((x[..., 1:] - x[..., :-1])[..., 10:-10, 10:-10].abs().mean())
+
+    assert edges(image) == pytest.approx(edges(expected), rel=0.15)
+
+
+def test_steps_beyond_int16_and_units_of_a_256th_of_a_metre() -> None:
+    steps = torch.tensor([20480, 40000, 65535]).repeat_interleave(16).expand(48, 48)
+    batch = make(ramp(48, 48), steps.to(torch.int16), 518.86 / 640 * 48)
+    _, depth, mask = augment(replace(batch, depth_unit=1 / 256), (48, 48), AugmentConfig(), CPU)
+    assert mask.all()
+    torch.testing.assert_close(depth[0, 0].unique(), torch.tensor([80.0, 40000 / 256, 65535 / 256]))
+
+
+def test_labels_outside_the_networks_range_are_invalid_not_clamped() -> None:
+    depth = torch.tensor([400, 1000, 9000, 11000], dtype=torch.int16).repeat_interleave(16).expand(48, 64)
+    config = AugmentConfig(zoom=(0.8, 0.8))  # 9 m become 11.25 m
+    _, metres, mask = augment(make(ramp(48, 64), depth, FULL), (48, 64), config, CPU, (0.6, 10.0))
+    assert set(metres[mask].round(decimals=4).tolist()) == {1.25}
+    _, _, mask = augment(make(ramp(48, 64), depth, FULL), (48, 64), config, CPU)
+    assert mask.sum() > 1500
+
+
+def test_blur_takes_edges_and_leaves_the_mean() -> None:
+    stripes = (ramp(48, 64) % 4 < 2).to(torch.uint8) * 200
+    plain, _, _ = augment(make(stripes, METRE, FULL), (48, 64), AugmentConfig(), CPU)
+    batch = make(stripes, METRE, FULL, d17=0.2, d18=0.8)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(blur=0.3), CPU)
+    assert image.std() < 0.7 * plain.std() and image.mean() == pytest.approx(plain.mean().item(), abs=0.01)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(blur=0.1), CPU)
+    assert torch.equal(image, plain)
+
+
+def test_noise_is_as_strong_as_drawn_and_a_function_of_the_draws() -> None:
+    grey = torch.full((3, 48, 64), 128, dtype=torch.uint8)
+    config = AugmentConfig(noise=0.1)
+    one, _, _ = augment(make(grey, METRE, FULL, d19=0.5, d20=0.3), (48, 64), config, CPU)
+    same, _, _ = augment(make(grey, METRE, FULL, d19=0.5, d20=0.3), (48, 64), config, CPU)
+    other, _, _ = augment(make(grey, METRE, FULL, d19=0.5, d20=0.4), (48, 64), config, CPU)
+    assert (one - 128 / 255).std() == pytest.approx(0.05, rel=0.1)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_jpeg_artefacts_are_small_errors_in_the_pictures_that_draw_them() -> None:
+    generator = torch.Generator().manual_seed(4)
+    picture = torch.randint(0, 256, (3, 48, 64), generator=generator, dtype=torch.uint8)
+    batch = make(picture, METRE, FULL, d21=0.2, d22=0.0)
+    plain, _, _ = augment(batch, (48, 64), AugmentConfig(jpeg=0.1), CPU)
+    torch.testing.assert_close(plain[0] * 255, picture.float(), atol=1e-3, rtol=0)
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(jpeg=0.3), CPU)
+    coarse = (image - plain).abs().mean()
+    batch.draws[0, 22] = 0.99
+    image, _, _ = augment(batch, (48, 64), AugmentConfig(jpeg=0.3), CPU)
+    assert 0 < (image - plain).abs().mean() < coarse < 0.3

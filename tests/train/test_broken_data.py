@@ -38,8 +38,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def corrupt(folder: Path, *keys: str) -> None:
-    """Overwrites the pictures of some train samples with zeros; sizes and index stay as they are."""
-    for shard in sorted(folder.glob("train-*.tar")):
+    """Overwrites the pictures of some samples with zeros; sizes and index stay as they are."""
+    for shard in sorted(folder.glob("*.tar")):
         content = bytearray(shard.read_bytes())
         for key, _, at, size, *_ in json.loads(shard.with_suffix(".index.json").read_text()):
             if key in keys:
@@ -73,6 +73,21 @@ def test_corrupt_samples_are_named_and_left_out_up_to_a_share(
     named = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
     assert len(named) == 2 and all(any(key in line for line in named) for key in (keys[3], keys[7]))
     assert json.loads((out / "metrics.json").read_text())["step"] == 12
+
+
+def test_a_corrupt_validation_frame_is_found_before_the_first_step(
+    data: Path, sixty_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever share of train samples may be bad."""
+    (key,) = ShardDataset(data, "val").keys
+    corrupt(data, key)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"max_bad = 0.5\n{sixty_steps.read_text()}")
+    out = tmp_path / "run"
+    given = ["--recipe", recipe, "--data", data, "--out", out, "--max-steps", 2, "--checkpoint-every", 1]
+    assert train(*given) == 2
+    assert f"sample {key!r} cannot be decoded" in one_line(capsys)
+    assert not (out / CHECKPOINT).exists()
 
 
 def eight_bit(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """What a recipe may say; the project's own are in test_recipes.py."""
 
+import typing
 from pathlib import Path
 
 import pytest
 
+from train.__main__ import parser, run
+from train.arguments import command, parse_setting
 from train.config import AugmentConfig, RecipeError, TeacherConfig, TrainConfig, load_recipe, to_toml
 
 
@@ -26,6 +29,63 @@ def test_flags_win(tmp_path: Path) -> None:
     path.write_text("lr = 0.1\nepochs = 3\n")
     config = load_recipe(path, lr=0.2, epochs=None)
     assert (config.lr, config.epochs) == (0.2, 3)
+
+
+# A value of each type of a key, as a flag's text and as it is read.
+VALUES = {int: (["7"], 7), float: (["0.25"], 0.25), str: (["1"], "1"), tuple[int, int]: (["64x96"], (64, 96))}
+
+
+@pytest.mark.parametrize(("key", "hint"), typing.get_type_hints(TrainConfig).items())
+def test_every_key_has_a_flag_of_its_name(key: str, hint: type) -> None:
+    flag, given = f"--{key.replace('_', '-')}", ["--out", "run"]
+    if hint is bool:
+        for name, value in ((flag, True), (flag.replace("--", "--no-"), False)):
+            assert getattr(parser().parse_args([*given, name]), key) is value
+    elif hint in VALUES:
+        text, value = VALUES[hint]
+        assert getattr(parser().parse_args([*given, flag, *text]), key) == value
+    else:  # a table
+        assert dict(parser().parse_args([*given, "--set", f"{key}.a=[1, 2]"]).set) == {f"{key}.a": [1, 2]}
+    assert getattr(parser().parse_args(given), key, None) is None
+
+
+def test_a_table_is_set_key_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[augment]\nflip = true\nzoom = [0.5, 1.0]\n[loss]\nmse = 1.0\n")
+    words = [
+        "augment.zoom=[0.9,1.1]",
+        "teacher.model=unet",
+        "loss.silog=2",
+        "loss_options.silog.lam=0.5",
+        "lr=1e-2",
+    ]
+    config = load_recipe(path, **dict(map(parse_setting, words)))
+    assert config.augment == AugmentConfig(flip=True, zoom=(0.9, 1.1))
+    assert (config.teacher.model, config.loss, config.lr) == ("unet", {"mse": 1.0, "silog": 2.0}, 0.01)
+    assert config.loss_options == {"silog": {"lam": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--emma", "0.9"], "unrecognized arguments: --emma 0.9; did you mean --ema?"),
+        (["--bach-size=4"], "did you mean --batch-size?"),
+        (["--set", "augment.zoon=1"], "unknown key 'augment.zoon': did you mean 'zoom'?"),
+        (["--set", "lr.x=1"], "lr.x: lr is no table"),
+        (["--set", "lr"], "'lr' is not KEY=VALUE, as in augment.zoom=[0.9,1.1]"),
+    ],
+)
+def test_an_unknown_flag_names_the_closest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("lr = 0.1\n")
+    code: int | str | None = None
+    try:
+        code = command(parser(), run, ["--recipe", str(path), "--out", str(tmp_path / "run"), *flags])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2 and says in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
@@ -76,6 +136,12 @@ def test_the_teacher_counts_only_where_there_is_one() -> None:
         ("lr = ", "is not TOML"),
         ("base = 3", "base = 3: expected str"),
         ("frames = -1", "frames = -1: expected 0 or more"),
+        ("steps = -5", "steps = -5: expected 0 or more"),
+        ("steps = 0\nepochs = 0", "steps or epochs must be more than 0"),
+        ("seed = -1", "seed = -1: expected 0 or more"),
+        ("lr = nan", "lr = nan: expected a finite number"),
+        ("clip = inf", "clip = inf: expected a finite number"),
+        ("warmup = 1.5", "warmup = 1.5: expected 0 <= warmup < 1"),
         ("[teacher]\nshare = 1.0", "teacher.share = 1.0"),
         ("[teacher]\nsize = [8, 8]", "teacher.size"),
         ("[teacher]\nmodle = 'unet'", "unknown key 'teacher.modle': did you mean 'model'"),

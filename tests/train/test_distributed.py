@@ -29,6 +29,7 @@ VALID = (0.9, 0.0, 0.35, 0.7, 0.0, 0.15, 1.0, 0.0, 0.5, 0.05)
 LOSSES = {
     "mse": "mse = 1.0",
     "berhu": "berhu = 1.0",
+    "silog_batch": "silog = 1.0\n[loss_options.silog]\nbatch = true",
     "combined": "gradient = 1.0\nnormal = 1.0\nsilog = 1.0",
 }
 RECIPE = f"""
@@ -166,6 +167,16 @@ def test_one_process_writes_and_the_card_counts_both(train: Train) -> None:
     assert load_recipe(out / "config.toml").batch_size == BATCH
     assert len(json.loads((out / "metrics.json").read_text())["history"]) == 1
     assert not list(out.glob("*.part*")) and not list(out.glob(".writable*"))
+
+
+@pytest.mark.slow
+def test_two_processes_calibrate_on_the_batches_of_both(train: Train) -> None:
+    """Weights that stay as they are: the first layer sees the same pictures, however they are shared."""
+    flags = ["--no-freeze-batchnorm", "--ema", "0.5", "--lr", "1e-30", "--max-steps", "4"]
+    one, two = (load_checkpoint(train(n, "mse", *flags) / "checkpoint.safetensors").average for n in (1, 2))
+    assert one is not None and two is not None
+    key = next(key for key in one if key.endswith("running_mean"))
+    torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6)
 
 
 # What cannot be.

@@ -71,6 +71,22 @@ def train(*arguments: object, report: bool = False) -> int:
     return command(parser(), run, [*map(str, arguments), *flags])
 
 
+def test_each_step_draws_its_size_and_keeps_the_aspect(recipe: Path, rooms_set: Path, tmp_path: Path) -> None:
+    sizes = ((32, 32), (64, 64), (96, 128))
+    config = load_recipe(recipe, sizes=sizes, steps=40)
+    one = Run(config, Sources(rooms_set), tmp_path / "one")
+    drawn = [one.size(step) for step in range(40)]
+    assert set(drawn[:12]) == {(32, 32)}, "the small pictures of first_share"
+    assert set(drawn[12:]) == set(sizes) and drawn[12:] != sorted(drawn[12:])
+    assert drawn == [Run(config, Sources(rooms_set), tmp_path / "two").size(step) for step in range(40)]
+    other = Run(load_recipe(recipe, sizes=sizes, steps=40, seed=1), Sources(rooms_set), tmp_path / "three")
+    assert drawn != [other.size(step) for step in range(40)]
+    for size, fed in zip(sizes, ((32, 32), (64, 64), (96, 128)), strict=True):
+        image, depth, mask, _ = one.feed.batch(0, size)
+        assert image.shape[-2:] == depth.shape[-2:] == mask.shape[-2:] == fed
+    assert one.feed.batch(0, (64, 256))[0].shape[-2:] == (96, 160), "as many pixels in the frames' own aspect"
+
+
 def test_every_epoch_has_every_sample_once(rooms_set: Path) -> None:
     stream = SampleStream(DecodedSet(ShardDataset(rooms_set, "train")), seed=3)
     count = len(stream.data.keys)
@@ -118,6 +134,27 @@ def test_a_run_leaves_weights_metrics_and_configuration(
     assert same(load_file(out / "last.safetensors"), load_file(again / "last.safetensors"))
 
 
+def test_a_card_names_the_code_that_the_run_began_with(
+    rooms_set: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the checkout holds when the weights are written."""
+    repository = tmp_path / "checkout"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    commits = []
+
+    def commit() -> None:
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+        commits.append(done.stdout.strip())
+
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    commit()
+    monkeypatch.setattr("train.cards.ROOT", repository)
+    training = Run(load_recipe(recipe), Sources(rooms_set), tmp_path / "run")
+    commit()
+    assert training.card()["commit"] == commits[0] != commits[1]
+
+
 def test_a_run_can_be_looked_at(rooms_set: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train("--recipe", recipe, "--data", rooms_set, "--out", out, "--steps", 12, report=True) == 0
@@ -161,7 +198,7 @@ def test_resuming_is_bit_identical(rooms_set: Path, recipe: Path, tmp_path: Path
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert train("--recipe", recipe, "--data", rooms_set, "--out", straight) == 0
     assert train("--recipe", recipe, "--data", rooms_set, "--out", broken, "--max-steps", 5) == 0
-    assert train("--data", rooms_set, "--out", broken, "--resume") == 0
+    assert train("--out", broken, "--resume") == 0
     a, b = (load_checkpoint(folder / "checkpoint.safetensors") for folder in (straight, broken))
     assert b.state["resumed_from"] == [5] and b.state["step"] == 8
     assert same(a.model, b.model) and same(a.average or {}, b.average or {"missing": torch.zeros(1)})
@@ -178,11 +215,17 @@ def test_weights_move_and_the_average_lags(rooms_set: Path, recipe: Path, tmp_pa
     assert 0 < lag < moved
 
 
-def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Path, tmp_path: Path) -> None:
+def test_a_mixed_batch_has_both_sets(
+    rooms_set: Path, real_set: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     flags = ["--mix", 0.5, "--max-steps", 1]
     arguments = ["--recipe", recipe, "--data", real_set, "--mix-data", rooms_set, "--out", out]
     assert train(*arguments, *flags) == 0
+    # A resume knows both sets, and its flags win over what the run knows.
+    assert train("--resume", "--out", out, "--max-steps", 2) == 0
+    assert train("--resume", "--out", out, "--mix-data", tmp_path / "nowhere") == 2
+    assert f"no data set at {tmp_path / 'nowhere'}" in capsys.readouterr().err
     half = Run(load_recipe(recipe, mix=0.5), Sources(real_set, rooms_set), tmp_path / "other")
     *_, keys = half.feed.batch(0, (64, 64))
     assert [key.split("-")[0] for key in keys] == ["nyu", "nyu", "room", "room"]
@@ -198,6 +241,8 @@ def test_a_mixed_batch_has_both_sets(rooms_set: Path, real_set: Path, recipe: Pa
         (["--encoder-weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--device", "cuda:99"], "cuda"),
         (["--size", "64x64", "--batch-size", "0"], "batch_size = 0"),
+        (["--lr", "nan"], "lr = nan"),
+        (["--max-steps", "-5"], "--max-steps -5: expected 0 or more"),
     ],
 )
 def test_bad_arguments_are_one_line(
@@ -214,11 +259,13 @@ def test_bad_arguments_are_one_line(
     assert says in error and "Traceback" not in error and error.strip().count("\n") == 0
 
 
-def test_a_new_run_needs_a_recipe(
-    rooms_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_new_run_needs_a_recipe_and_data(
+    rooms_set: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--data", rooms_set, "--out", tmp_path / "run") == 2
     assert "--recipe FILE is needed" in capsys.readouterr().err
+    assert train("--recipe", recipe, "--out", tmp_path / "run") == 2
+    assert "--data DIR is needed" in capsys.readouterr().err
     assert train("--data", rooms_set, "--out", tmp_path / "run", "--resume") == 2
     assert "config.toml cannot be read: No such file" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import torch
 from depthzoo.data.codec import encode_depth, encode_image
 from depthzoo.data.shards import DatasetError, ShardDataset, ShardWriter, write_dataset
 from train import loading
-from train.loading import DecodedSet, LazySet, SampleStream, as_tensors, open_frames
+from train.loading import DecodedSet, LazySet, SampleStream, as_tensors, open_frames, rarity, weighted_order
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 12, (32, 48)
@@ -79,9 +79,55 @@ def test_a_fetched_batch_is_nobody_elses(folder: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_farther_than_the_decoded_form_holds_is_farthest() -> None:
-    image, depth = np.zeros((2, 2, 3), np.uint8), np.array([[0, 1], [32767, 65535]], np.uint16)
-    assert as_tensors(image, depth)[1].tolist() == [[[0, 1], [32767, 32767]]]
+def test_steps_of_16_bits_survive_the_decoded_form() -> None:
+    image, depth = np.zeros((2, 2, 3), np.uint8), np.array([[0, 1], [32768, 65535]], np.uint16)
+    decoded = as_tensors(image, depth)[1]
+    assert decoded.dtype == torch.int16
+    assert (decoded.int() & 0xFFFF).tolist() == [[[0, 1], [32768, 65535]]]
+
+
+def test_a_weighted_epoch_draws_each_frame_as_often_as_its_weight() -> None:
+    weights = np.array([0.5, 1.0, 2.0, 0.5])
+    counts = np.zeros(4)
+    for epoch in range(400):
+        order = weighted_order(3, epoch, weights)
+        drawn = np.bincount(order % 4, minlength=4)
+        assert len(order) == 4 and drawn.sum() == 4 and len(set(order.tolist())) == 4
+        assert (np.floor(weights) <= drawn).all() and (drawn <= np.ceil(weights)).all()
+        counts += drawn
+    assert counts / 400 == pytest.approx(weights, abs=0.1)
+    np.testing.assert_array_equal(weighted_order(3, 7, weights), weighted_order(3, 7, weights))
+
+
+def test_rare_depths_weigh_more() -> None:
+    medians = np.log(np.concatenate([np.full(90, 2.5), np.full(9, 1.2), [0.7], [np.nan]]))
+    weights = rarity(medians, 0.5)
+    assert weights[0] == pytest.approx(1) and weights[-1] == 1
+    # Ten times as rare, drawn about 10 ** 0.5 times as often.
+    assert weights[90] == pytest.approx(10**0.5, rel=0.1) and weights[99] == 5
+    assert (rarity(medians, 0.0) == 1).all() and (rarity(np.full(3, np.nan), 0.5) == 1).all()
+
+
+def test_a_weighted_stream_repeats_frames_with_other_draws(folder: Path) -> None:
+    frames = DecodedSet(ShardDataset(folder, "train"), progress=False)
+    weights = np.ones(len(frames.keys))
+    weights[0] = 5.0
+    stream = SampleStream(frames, 0, weights=weights)
+    batch = stream.batch(0, len(weights))
+    twice = [i for i, key in enumerate(batch.keys) if key == frames.keys[0]]
+    assert len(twice) >= 3 and torch.equal(batch.image[twice[0]], batch.image[twice[1]])
+    assert not (batch.draws[twice[0]] == batch.draws[twice[1]]).any()
+    again = SampleStream(frames, 0, weights=weights).batch(0, len(weights))
+    assert again.keys == batch.keys and (again.draws == batch.draws).all()
+
+
+def test_medians_are_metres_of_valid_depth(folder: Path) -> None:
+    dataset = ShardDataset(folder, "train")
+    medians = DecodedSet(dataset, progress=False).log_medians()
+    for index in (0, 5):
+        steps = dataset[index][1]
+        expected = np.log(np.median(steps[steps > 0]) / 1000)
+        assert medians[index] == pytest.approx(expected, abs=0.1)
 
 
 def test_bad_samples_are_named_and_left_out_up_to_a_share(

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from depthzoo.registry import create_model
+from depthzoo.weights import write_weights
 from train.config import TrainConfig
 from train.distributed import World
 from train.learner import Learner, build_model
-from train.optimize import make_optimizer, recompute_activations
+from train.optimize import add_stochastic_depth, make_optimizer, recompute_activations
 from train.progress import TrainingError
 
 CPU = torch.device("cpu")
@@ -183,6 +186,53 @@ def test_recomputing_gives_the_same_gradients_from_less_memory(model: str) -> No
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+# The average of the weights.
+
+
+def test_the_average_follows_quickly_at_first() -> None:
+    """Its decay rises as (1 + n) / (10 + n) until it is the configured one; the first update takes the weights."""
+    one = learner(ema=0.3)
+    assert one.average is not None
+    average, weight = one.average.module.head.conv.weight, one.model.head.conv.weight
+    for decay in (0.0, 2 / 11, 3 / 12, 0.3, 0.3):
+        before = average.detach().clone()
+        one.learn(*batch(), rate=0.1, frozen=False)
+        assert (weight - before).abs().max() > 1e-3
+        torch.testing.assert_close(average.detach(), (decay * before + (1 - decay) * weight).detach())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_calibration_leaves_what_is_frozen(frozen: bool) -> None:
+    one = learner(ema=0.9)
+    one.learn(*batch(), rate=0.01, frozen=frozen)
+    average = one.trained()
+    encoder, rest = states(average.encoder), states(average.decoder)
+    one.calibrate([batch(seed=seed)[0] for seed in (1, 2)], frozen)
+    assert equal(states(average.encoder), encoder) == frozen
+    assert not equal(states(average.decoder), rest)
+    still = learner(ema=0.9, freeze_batchnorm=True)
+    still.learn(*batch(), rate=0.01, frozen=frozen)
+    before = states(still.trained())
+    still.calibrate([batch(seed=1)[0]], frozen)
+    assert equal(states(still.trained()), before)
+
+
+def test_calibrated_statistics_are_the_mean_of_the_batches() -> None:
+    one = learner(ema=0.9)
+    one.learn(*batch(), rate=0.01, frozen=False)
+    average, images = one.trained(), [batch(seed=seed)[0] for seed in (1, 2, 3)]
+    layer, seen = next(m for m in average.modules() if isinstance(m, nn.BatchNorm2d)), []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    one.calibrate(images, frozen=False)
+    hook.remove()
+    means = torch.stack([image.mean((0, 2, 3)) for image in seen])
+    torch.testing.assert_close(layer.running_mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    # As before the next step: evaluation does not move the statistics, training moves them by their own momentum.
+    after = states(average)
+    average(images[0])
+    assert equal(states(average), after) and layer.momentum is not None
+
+
 # Precision.
 
 
@@ -192,6 +242,23 @@ def test_a_recipes_options_reach_the_model() -> None:
     with pytest.raises(ValueError, match=r"^model_options of unet: .*'widht'") as error:
         build_model(TrainConfig(model="unet", model_options={"widht": 4}))
     assert "\n" not in str(error.value)
+
+
+def test_a_whole_model_to_start_from_needs_no_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    with pytest.raises((OSError, ValueError), match="no network"):
+        build_model(TrainConfig(encoder_weights="imagenet"))
+    path = tmp_path / "model.safetensors"
+    start = build_model(TrainConfig(seed=1))
+    write_weights(start, path, {"model": start.name, "arguments": start.arguments})
+    model = build_model(TrainConfig(encoder_weights="imagenet", init=str(path)))
+    torch.testing.assert_close(states(model), states(start), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -238,6 +305,21 @@ def poisoned() -> Batch:
     return image, depth, mask
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_is_as_a_loss_that_is_not(clip: float) -> None:
+    for nonfinite in ("skip", "stop"):
+        one = learner(nonfinite=nonfinite, clip=clip, ema=0.9)
+        one.learn(*batch(), rate=0.01, frozen=False)
+        one.model.head.conv.weight.register_hook(lambda gradient: gradient / 0)
+        before = states(one.model)
+        if nonfinite == "stop":
+            with pytest.raises(TrainingError, match="the gradient's norm is (nan|inf)"):
+                one.learn(*batch(), rate=0.01, frozen=False)
+        else:
+            assert not math.isfinite(one.learn(*batch(), rate=0.01, frozen=False))
+            assert equal(states(one.model), before)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_batch_that_is_skipped_leaves_no_trace(precision: str, parts: int) -> None:
@@ -278,3 +360,30 @@ def test_a_compiled_network_learns_the_same() -> None:
         one = Learner(config, CPU, World(), compile=compiled)
         found.append([one.learn(*batch(2, seed), rate=0.01, frozen=False) for seed in range(2)])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+# Stochastic depth.
+
+
+def test_stochastic_depth_leaves_blocks_out_in_training_alone() -> None:
+    """With a probability near 1 the last block passes its input on; evaluation and the state dict do not change."""
+    torch.manual_seed(0)
+    network = create_model("unet_resnet50", weights=None).eval()
+    image, names = torch.rand(2, 3, 64, 64), list(network.state_dict())
+    plain = network(image)
+    assert add_stochastic_depth(network, 0.999) == 16
+    assert torch.equal(network(image), plain) and list(network.state_dict()) == names
+    block = network.encoder.body.layer4[-1].train()
+    features = torch.rand(2, 2048, 2, 2)
+    assert torch.equal(block(features), features)
+
+
+def test_stochastic_depth_is_a_function_of_seed_and_step() -> None:
+    def trained(step: int) -> dict[str, Tensor]:
+        one = learner(stochastic_depth=0.5)
+        torch.manual_seed(step)  # whatever was drawn before
+        one.learn(*batch(), rate=0.01, frozen=False, step=7 if step < 2 else 8)
+        return states(one.model)
+
+    first = trained(0)
+    assert equal(first, trained(1)) and not equal(first, trained(2))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from depthzoo import weights as zoo_weights
 from train.__main__ import parser, run
 from train.arguments import command
 from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, same, save_checkpoint
@@ -184,6 +185,54 @@ def test_a_run_that_is_to_stop_names_the_samples_and_keeps_its_checkpoint(
     with pytest.raises(TrainingError, match=rf"at step 4; samples: {', '.join(keys)}$"):
         training.train()
     assert load_checkpoint(tmp_path / "run" / CHECKPOINT).state["step"] == 3
+
+
+def test_a_validation_that_fails_loses_no_step(
+    rooms_set: Path, sixty_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the validation itself: the resumed run begins with it, and ends as one that never failed."""
+    config = load_recipe(sixty_steps, validate_every=4, checkpoint_every=100)
+    arguments = [config, Sources(rooms_set)]
+    straight = Run(*arguments, tmp_path / "straight", RunOptions(max_steps=6, report=False)).train()
+
+    def broken(*arguments: object) -> None:
+        raise ValueError("a frame cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.validate", broken)
+        with pytest.raises(ValueError, match="a frame cannot be read"):
+            Run(*arguments, tmp_path / "run", RunOptions(max_steps=6, report=False)).train()
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINT).state["step"] == 4
+    resumed = Run(*arguments, tmp_path / "run", RunOptions(max_steps=6, resume=True, report=False)).train()
+    rows = [
+        [{key: row[key] for key in row if key != "images_per_s"} for row in metrics["history"]]
+        for metrics in (straight, resumed)
+    ]
+    assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [4, 6]
+    a, b = (load_checkpoint(tmp_path / name / CHECKPOINT) for name in ("straight", "run"))
+    assert same(a.model, b.model) and same(a.average or {}, b.average or {"none": torch.zeros(1)})
+
+
+def test_averaged_weights_are_calibrated_only_where_they_are_written(
+    rooms_set: Path, sixty_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Run(
+        load_recipe(sixty_steps, validate_every=4, checkpoint_every=1),
+        Sources(rooms_set),
+        tmp_path / "run",
+        RunOptions(max_steps=6, report=False),
+    )
+    calibrate, calls = training.learner.calibrate, []
+
+    def noted(*arguments: Any, **options: Any) -> None:
+        calls.append(training.progress.step)
+        calibrate(*arguments, **options)
+
+    monkeypatch.setattr(training.learner, "calibrate", noted)
+    training.train()
+    assert calls == [4, 6]
+    card = zoo_weights.read_metadata(tmp_path / "run" / "last.safetensors")
+    assert card["trained_on"]["steps"] == 6
 
 
 def test_a_run_without_progress_stops_early(

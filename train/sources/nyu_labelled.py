@@ -15,12 +15,32 @@ import numpy as np
 from train.sources.frames import Frame, FrameError, Item, Source, SourceError
 from train.sources.nyu import CAMERA, TERMS, focal_px, inside
 
+VAL_FRAMES = 95
 ARRAYS = {"filled": "depths", "raw": "rawDepths"}
 
 
-def official_split() -> dict[str, list[int]]:
-    """0-based frame numbers of "train" (700), "val" (95, whole scenes of the train list) and "test" (654)."""
+def official_split(fold: int = 0) -> dict[str, list[int]]:
+    """0-based frame numbers of "train" and "val", together the official 795, and of "test" (654).
+
+    Args:
+        fold: 0 is the committed validation split of 95 frames; 1 to 4 hold out 99 to 121 others, as whole runs
+            too, and the folds do not overlap.
+    """
     runs = json.loads(Path(__file__).with_name("nyu_split.json").read_text(encoding="utf-8"))
+    if fold:
+        held_out, others = (
+            runs["val"],
+            sorted(runs["train"], key=lambda run: hashlib.sha256(b"%d" % run[0]).digest()),
+        )
+        for _ in range(fold):
+            rest, held = list(others), list[list[int]]()
+            while sum(last - first + 1 for first, last in held) < VAL_FRAMES:
+                held.append(rest.pop(0))
+            others = rest
+        runs |= {
+            "val": sorted(held),
+            "train": sorted([*held_out, *(r for r in runs["train"] if r not in held)]),
+        }
     return {
         split: [frame for first, last in runs[split] for frame in range(first, last + 1)]
         for split in ("train", "val", "test")
@@ -33,13 +53,14 @@ class NyuLabelled(Source):
     Args:
         path: of the file.
         depth: "filled" or "raw" (holes are 0).
+        fold: which of the train frames are held out as "val", see :func:`official_split`.
     """
 
     name = "nyu-labelled"
 
-    def __init__(self, path: Path, depth: str = "filled") -> None:
-        self.path, self.array = path, ARRAYS[depth]
-        self.arguments = {"depth": depth}
+    def __init__(self, path: Path, depth: str = "filled", fold: int = 0) -> None:
+        self.path, self.array, self.fold = path, ARRAYS[depth], fold
+        self.arguments = {"depth": depth} | ({"fold": fold} if fold else {})
         self.about = {"truth": depth, "terms": TERMS, "camera": CAMERA}
 
     def items(self) -> list[Item]:
@@ -66,7 +87,7 @@ class NyuLabelled(Source):
         stamp = f"{self.path.stat().st_size} {hashlib.sha256(ends).hexdigest()}"
         return [
             Item(split, f"nyu-{number:04d}", number, stamp)
-            for split, numbers in official_split().items()
+            for split, numbers in official_split(self.fold).items()
             for number in numbers
             if number < count
         ]
