@@ -44,7 +44,8 @@ def test_a_file_is_what_its_card_says(name: str, tag: str, root: Path) -> None:
     assert not model.training and model.card is not None
     # A card may have been renewed since, with what the file's own header does not say.
     header, added = model.card, {"failures", "limits"}
-    assert header.items() <= card.items() and set(card) - set(header) <= {"file", "sha256", "bytes"} | added
+    optional = {"file", "sha256", "bytes", "sizes"}
+    assert header.items() <= card.items() and set(card) - set(header) <= optional | added
     wanted = {
         "dataset",
         "recipe",

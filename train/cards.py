@@ -10,6 +10,7 @@ import torch
 
 import depthzoo
 from depthzoo import weights as zoo_weights
+from depthzoo.data.shards import ShardDataset
 from depthzoo.metrics import EIGEN_CROP
 from depthzoo.models import DepthModel
 from depthzoo.predictor import Predictor
@@ -19,7 +20,6 @@ from train.failures import limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(depthzoo.__file__).parent / "data" / "examples" / "desk.jpg"
-KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
 # How far an evaluation may be from the figures that are stored of the same weights: another machine's rounding.
 SAME = 2e-3
 
@@ -77,6 +77,16 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
+def measured(dataset: ShardDataset) -> dict[str, Any]:
+    """A card's "camera" and "depth_range" of a data set, by its whole frames: train frames may be cropped."""
+    width = (dataset.info["splits"][dataset.split].get("size") or dataset[0][1].shape)[1]
+    name = dataset.info.get("camera", "not stated")
+    return {
+        "camera": {"name": name, "focal_px": dataset.focal_px, "at_width": width},
+        "depth_range": list(dataset.depth_range),
+    }
+
+
 def start_card(
     model: DepthModel,
     config: TrainConfig,
@@ -90,7 +100,7 @@ def start_card(
     Args:
         model: that was trained.
         config: of the run.
-        data: "dataset", "mixed_with" and "terms", from ``Feed.describe``.
+        data: "dataset", "mixed_with", "terms", "camera" and "depth_range", from ``Feed.describe``.
         origin: the card of the weights that the run started from, or empty.
         trained_on: device, steps, images, precision.
         code: commit of the code that trained it, from :func:`commit` when the run began.
@@ -98,7 +108,7 @@ def start_card(
     # A path says nothing elsewhere; what an initial file says of itself does.
     names: dict[str, Any] = {key: Path(getattr(config, key)).name for key in ("init", "encoder_weights")}
     names["teacher"] = dataclasses.replace(config.teacher, model=Path(config.teacher.model).name)
-    kept = ("recipe", "trained_on", "initialised_from", "mixed_with")
+    kept = ("dataset", "recipe", "trained_on", "initialised_from", "mixed_with")
     start = {key: origin[key] for key in kept if origin.get(key)}
     return {
         "model": model.name,
@@ -107,9 +117,7 @@ def start_card(
         "size": list(config.size),
         "recipe": to_toml(dataclasses.replace(config, **names)),
         "initialised_from": start or None,
-        "depth_range": [model.min_depth, model.max_depth],
         "unit": "m",
-        "camera": KINECT,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_on": trained_on,
         "commit": code,
@@ -130,21 +138,29 @@ def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]
 
     Args:
         model: with its ``card``.
-        report: "count", "truth", "plain", "flip" and "failures", as ``train.evaluate`` makes it.
+        report: "count", "truth", "protocol", "depth_range", "plain", "flip", "sizes" and "failures", as
+            ``train.evaluate`` makes it.
         dataset: ``dataset.json`` of the test set.
     """
     if model.card is None:
         raise ValueError("weights=None cannot have a card")
     top, bottom, left, right = EIGEN_CROP
+    source, (height, width) = str(dataset.get("source")), dataset["splits"]["test"]["size"]
+    frames = (
+        "official test frames of NYU Depth V2" if source.startswith("nyu") else f"test frames of {source}"
+    )
+    area = f"crop [{top}:{bottom}, {left}:{right}]" if report["protocol"] == "eigen" else "whole frames"
+    near, far = report["depth_range"]
     protocol = (
-        f"{report['count']} official test frames of NYU Depth V2, {report['truth']} truth at 480x640, "
-        f"crop [{top}:{bottom}, {left}:{right}], 0.001 < d < 10 m, no median scaling"
+        f"{report['count']} {frames}, {report['truth']} truth at {height}x{width}, {area}, "
+        f"{near:g} < d < {far:g} m, no median scaling"
     )
     metrics = {"protocol": protocol, **report["plain"], "flip": report["flip"]}
     terms = model.card.get("terms") or dataset.get("terms", "")
     card = {
         **model.card,
         "metrics": metrics,
+        "sizes": report["sizes"],
         "failures": report["failures"],
         "terms": terms,
         "commit": commit(),

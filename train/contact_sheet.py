@@ -28,8 +28,8 @@ def sheet(folder: Path, count: int = 12, seed: int = 0) -> Image.Image:
         data = ShardDataset(folder, split)
         share = len(range(number, count, len(splits)))
         for index in sorted(random.Random(seed).sample(range(len(data)), min(share, len(data)))):
-            image, millimetres = data[index]
-            picture = Image.fromarray(panel(image, millimetres / np.float32(1000), tile=TILE))
+            image, steps = data[index]
+            picture = Image.fromarray(panel(image, steps * np.float32(data.depth_unit), tile=TILE))
             title = f"{split} {data.keys[index]}"
             font = ImageFont.load_default(size=14)
             draw = ImageDraw.Draw(picture)

@@ -15,7 +15,7 @@ from multiprocessing import connection
 from types import TracebackType
 from typing import Any
 
-from train.encoding import Encoded, encode, median
+from train.encoding import Encoded, crop_frame, cut_by, encode, median
 from train.sources.frames import Frame, FrameError, Item, Source
 
 # Frames a task: few, so that Ctrl-C is quick and memory small.
@@ -65,21 +65,23 @@ def _encode(
     results: list[Encoded | str] = []
     for item in items:
         try:
-            results.append(encode(_read(source, handle, item), size))
+            frame = _read(source, handle, item)
+            results.append(encode(frame, size, source.depth_unit, source.depth_range))
         except FrameError as error:
             results.append(str(error))
     return results
 
 
-def _median(
+def _look(
     source: Source, handle: Any, size: tuple[int, int] | None, items: Sequence[Item]
-) -> list[float | None]:
-    results: list[float | None] = []
+) -> list[tuple[float | None, str]]:
+    results: list[tuple[float | None, str]] = []
     for item in items:
         try:
-            results.append(median(_read(source, handle, item).depth))
+            frame = crop_frame(_read(source, handle, item))
+            results.append((median(frame.depth), cut_by(frame.image.shape, size) if size else ""))
         except FrameError:  # counted when its turn comes
-            results.append(None)
+            results.append((None, ""))
     return results
 
 
@@ -126,9 +128,9 @@ class Crew:
         """For each item its sample, or what is wrong with it."""
         return self._each(_encode, items)
 
-    def medians(self, items: Sequence[Item]) -> Iterator[float | None]:
-        """The median depth of each item in metres; None for those that cannot be used or have no depth."""
-        return self._each(_median, items)
+    def looks(self, items: Sequence[Item]) -> Iterator[tuple[float | None, str]]:
+        """For each item its median depth in metres, None without any, and why ``size`` cuts too much off it, or ""."""
+        return self._each(_look, items)
 
     def _each(self, task: Callable[..., list[Any]], items: Sequence[Item]) -> Iterator[Any]:
         batches = (items[start : start + BATCH] for start in range(0, len(items), BATCH))

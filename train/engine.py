@@ -95,8 +95,9 @@ class Run:
         if self.world.writes:
             report_precision(config.precision, self.precision, self.device)
         settings = dataclasses.replace(config, precision=self.precision)
-        self.learner = Learner(settings, self.device, self.world, self.options.compile)
         self.feed = Feed(config, sources, out, self.device, self.world)
+        info = self.feed.about["data"]
+        self.learner = Learner(settings, self.device, self.world, self.options.compile, info)
         per_epoch = math.ceil(self.feed.frames / self.feed.shares["data"])
         self.total = config.steps or config.epochs * per_epoch
         self.frozen_steps = round(config.frozen_encoder_epochs * per_epoch)

@@ -1,6 +1,6 @@
 """The evaluation protocol of NYU Depth V2, for a model of the zoo, a run, a file of weights or an ONNX file.
 
-python -m train.evaluate unet_resnet50 --data DIR [--split test] [--flip] [--worst 12] [--card weights]
+python -m train.evaluate unet_resnet50 --data DIR [--split test] [--flip] [--sizes] [--worst 12] [--card weights]
 """
 
 import argparse
@@ -21,11 +21,15 @@ from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command, parse_size
 from train.cards import find_any, is_stored, load_any, make_card, renew_card, store_weights
 from train.failures import ByDistance, failures
-from train.inference import Predict, predict_frames, torch_predict
+from train.inference import Predict, predict_frames, rules, torch_predict
 from train.onnx_network import OnnxNetwork, runs_on
 from train.samples import make_samples, ranked, write_strips
 
 __all__ = ["Predict", "default_protocol", "evaluate", "table", "torch_predict"]
+# Working sizes (H, W) of --sizes: a network is to serve every photograph. At the last one frames of NYU Depth V2 are
+# fed as they are, as by a caller of the bare network.
+SIZES = ((192, 256), (240, 320), (480, 640))
+SHOWN = ("abs_rel", "rmse", "d1")
 
 
 def default_protocol(dataset: ShardDataset) -> str:
@@ -48,19 +52,19 @@ def evaluate(
         predict: see :func:`torch_predict`.
         dataset: the split.
         size: working size (H, W).
-        protocol: "eigen" or "full".
+        protocol: "eigen" or "full"; truth counts in the data set's depth range.
         progress: a bar on a terminal.
         exact: feed every picture at ``size`` itself, whatever its aspect.
         by_distance: adds up the errors too.
 
     Returns:
-        What ``DepthMetrics.compute`` gives, and the figures of each picture (N, 9).
+        What ``DepthMetrics.compute`` gives, and the figures of each picture (N, 9), NaN without valid truth.
 
     Raises:
         ValueError: naming a frame that cannot be decoded or whose prediction is not finite; frames that are not
             480x640 by the Eigen protocol.
     """
-    metrics = DepthMetrics(PROTOCOLS[protocol])
+    metrics = DepthMetrics(rules(dataset, protocol))
     rows = []
     with tqdm(
         total=len(dataset),
@@ -84,6 +88,21 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def at_sizes(predict: Predict, dataset: ShardDataset, protocol: str) -> dict[str, dict[str, float]]:
+    """A card's "sizes": the per-image figures ``SHOWN`` at each of ``SIZES``, by "HxW"."""
+    found = {}
+    for size in SIZES:
+        figures, _ = evaluate(predict, dataset, size, protocol)
+        found[f"{size[0]}x{size[1]}"] = {name: figures["per_image"][name] for name in SHOWN}
+    return found
+
+
+def sizes_table(sizes: dict[str, dict[str, float]]) -> list[str]:
+    """What :func:`at_sizes` gives, as lines of text."""
+    rows = [f"{size:<12}" + "".join(f"{row[name]:9.3f}" for name in SHOWN) for size, row in sizes.items()]
+    return [" " * 12 + "".join(f"{name:>9}" for name in SHOWN), *rows]
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__.splitlines()[0])
     main.add_argument("model", metavar="NAME|RUN|FILE.safetensors|FILE.onnx")
@@ -93,9 +112,21 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument(
         "--protocol", default="eigen", choices=sorted(PROTOCOLS), help="full: the whole frame, of any size"
     )
+    for flag, end in (("--min-depth", "least"), ("--max-depth", "largest")):
+        main.add_argument(
+            flag,
+            type=float,
+            metavar="M",
+            help=f"{end} true depth that counts, metres (default: the data set's)",
+        )
     main.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     main.add_argument(
         "--size", type=parse_size, metavar="HxW", help="working size (default: the weights' own)"
+    )
+    main.add_argument(
+        "--sizes",
+        action="store_true",
+        help=f"also at the working sizes {', '.join(f'{h}x{w}' for h, w in SIZES)}; --card does so by itself",
     )
     main.add_argument("--device", metavar="cpu|cuda")
     main.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -119,9 +150,12 @@ def parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
     """Refuses before the long part what could not be finished after it."""
-    if args.card and (args.split != "test" or args.protocol != "eigen" or args.size):
+    usual = default_protocol(dataset)
+    ranged = args.min_depth is not None or args.max_depth is not None
+    if args.card and (args.split != "test" or args.protocol != usual or args.size or ranged):
         raise ValueError(
-            "--card states the test split by the Eigen protocol at the weights' size; drop the others"
+            f"--card states the test split by the protocol {usual!r}, at the weights' size and in the data set's depth "
+            "range; drop the others"
         )
     if args.card and args.model.endswith(".onnx"):
         raise ValueError(
@@ -145,6 +179,20 @@ def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def choose_range(args: argparse.Namespace, dataset: ShardDataset) -> None:
+    """Has truth count where ``--min-depth`` and ``--max-depth`` say.
+
+    Raises:
+        ValueError: they are no range.
+    """
+    near, far = dataset.depth_range
+    near = near if args.min_depth is None else args.min_depth
+    far = far if args.max_depth is None else args.max_depth
+    if not 0 < near < far < float("inf"):
+        raise ValueError(f"--min-depth {near:g}, --max-depth {far:g}: expected 0 < least < largest, metres")
+    dataset.depth_range = near, far
+
+
 def load(args: argparse.Namespace) -> tuple[DepthModel | OnnxNetwork, torch.device, tuple[int, int]]:
     """The network, the device that its input goes to, and the working size."""
     device = select_device(args.device)
@@ -161,7 +209,11 @@ def load(args: argparse.Namespace) -> tuple[DepthModel | OnnxNetwork, torch.devi
 def run(args: argparse.Namespace) -> int:
     dataset = ShardDataset(args.data, args.split)
     check(args, dataset)
+    choose_range(args, dataset)
+    near, far = dataset.depth_range
     network, device, size = load(args)
+    if args.sizes and isinstance(network, OnnxNetwork) and network.fixed:
+        raise ValueError(f"--sizes: this file takes {size[0]}x{size[1]} only")
     exact = isinstance(network, OnnxNetwork) and network.fixed
     truth = dataset.info.get("truth", "as stored")
     report: dict[str, Any] = {
@@ -170,21 +222,29 @@ def run(args: argparse.Namespace) -> int:
         "split": args.split,
         "count": len(dataset),
         "protocol": args.protocol,
+        "depth_range": [near, far],
         "truth": truth,
         "size": list(size),
     }
     rows = torch.empty(0)
     for flip in (False, True) if args.card else (args.flip,):
         predict = torch_predict(network, device, flip)
-        by_distance = ByDistance(PROTOCOLS[args.protocol])
+        by_distance = ByDistance(rules(dataset, args.protocol))
         figures, rows = evaluate(predict, dataset, size, args.protocol, exact=exact, by_distance=by_distance)
         report["flip" if flip else "plain"] = figures
+        report["count"] = len(ranked(rows))
         report.setdefault("failures", failures(rows, dataset.keys, by_distance))
+        without = len(dataset) - report["count"]
+        frames = f"{report['count']} frames" + (f", {without} more have no valid depth" if without else "")
         print(
-            f"{network.name} at {size[0]}x{size[1]}, {args.split} ({len(dataset)} frames, {truth} truth), "
-            f"{args.protocol}, {'with' if flip else 'without'} flip"
+            f"{network.name} at {size[0]}x{size[1]}, {args.split} ({frames}, {truth} truth from {near:g} to {far:g} "
+            f"m), {args.protocol}, {'with' if flip else 'without'} flip"
         )
         print(table(figures))
+    if args.sizes or args.card:
+        report["sizes"] = at_sizes(torch_predict(network, device), dataset, args.protocol)
+        print("\nat other working sizes, without flip:")
+        print("\n".join(sizes_table(report["sizes"])))
     if is_nyu_test(dataset.info, args.split, args.protocol):
         print(f"\nto hold against the per-image row:\n{anchor_table()}")
     if args.worst:

@@ -9,23 +9,25 @@ from torch import Tensor
 from depthzoo.metrics import METRICS, Protocol
 from train.samples import ranked
 
-DISTANCES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0)  # metres
+DISTANCES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)  # metres
 WORST = 5
 SHOWN = ("abs_rel", "rmse", "d1", "silog")
+# Sources whose frames are all of rooms.
+INDOORS = ("nyu", "rooms")
 
 
 class ByDistance:
     """Adds up relative errors by true distance, over all pixels that count.
 
     Args:
-        protocol: which pixels count, and what predictions are clipped to.
-        edges: of the bands, metres, rising.
+        protocol: which pixels count, and what predictions are clipped to; the last band ends where it does.
     """
 
-    def __init__(self, protocol: Protocol, edges: Sequence[float] = DISTANCES) -> None:
-        self.protocol, self.edges = protocol, tuple(edges)
+    def __init__(self, protocol: Protocol) -> None:
+        far = protocol.max_depth
+        self.protocol, self.edges = protocol, (*(edge for edge in DISTANCES if edge < far), far)
         # Rows: pixels, |p - d| / d, (p - d) / d.
-        self._sums = torch.zeros(3, len(edges) - 1, dtype=torch.float64)
+        self._sums = torch.zeros(3, len(self.edges) - 1, dtype=torch.float64)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Adds pictures, both (N, 1, H, W) metres."""
@@ -80,13 +82,21 @@ def failures(rows: Tensor, keys: Sequence[str], by_distance: ByDistance) -> dict
     }
 
 
+def _of_rooms(card: dict[str, Any]) -> bool:
+    """Whether all data sets of the weights, and of those that they began from, are known to be of rooms."""
+    seen, before = [card.get("dataset") or {}, *(card.get("mixed_with") or ())], card.get("initialised_from")
+    rooms = all(str(data.get("source")).startswith(INDOORS) for data in seen)
+    return rooms and (not before or _of_rooms(before))
+
+
 def limits(card: dict[str, Any]) -> list[str]:
     """What the weights of a card are not for, out of what it says of their training."""
-    camera, (_, far), unit = card["camera"], card["depth_range"], card["unit"]
+    camera, (near, far), unit = card["camera"], card["depth_range"], card["unit"]
     return [
-        "Rooms: nothing was learnt or measured outdoors.",
-        f"One camera, {camera['name']}: {camera['focal_px']} pixels of focal length at {camera['at_width']} wide. "
-        "For another, multiply depth by its focal length, scaled to that width, over this one.",
-        f"Nothing is predicted beyond {far:g} {unit}; see failures for what near and far depth is worth.",
+        *(["Rooms: nothing was learnt or measured outdoors."] if _of_rooms(card) else []),
+        f"One camera, {camera['name']}: {camera['focal_px']:g} pixels of focal length at {camera['at_width']} wide. "
+        "For another give its focal length, or multiply depth by f / (0.8107 * width), f its focal length in pixels.",
+        f"Nothing was learnt nearer than {near:g} {unit} or beyond {far:g} {unit}; see failures for what near and far "
+        "depth is worth.",
         f"Terms of the training data: {card['terms']}",
     ]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from depthzoo.data.shards import ShardDataset, write_json
 from depthzoo.predictor import working_size
 from train.augment import augment
+from train.cards import measured
 from train.config import TrainConfig
 from train.distributed import World
 from train.loading import Batch, DecodedSet, SampleStream, open_frames, rarity
@@ -219,4 +220,5 @@ class Feed:
             "dataset": {key: first.get(key) for key in ("source", "truth", "terms")},
             "mixed_with": mixed or None,
             "terms": "; ".join(dict.fromkeys(filter(None, terms))),
+            **measured(self.validation),
         }

@@ -1,12 +1,14 @@
 """Running a network over stored frames: whole pictures in, metres at the truth's own size out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from depthzoo.camera import depth_scale
 from depthzoo.data.shards import ShardDataset
+from depthzoo.metrics import PROTOCOLS, Protocol
 from depthzoo.predictor import resize_depth, resize_image, working_size
 
 Network = Callable[[Tensor], Tensor]
@@ -28,6 +30,12 @@ class Frames:
     images: Tensor
     truth: Tensor
     depth: Tensor
+
+
+def rules(dataset: ShardDataset, protocol: str) -> Protocol:
+    """The protocol "eigen" or "full" with the depth range of the data set."""
+    near, far = dataset.depth_range
+    return replace(PROTOCOLS[protocol], min_depth=near, max_depth=far)
 
 
 def torch_predict(model: Network, device: torch.device, flip: bool = False) -> Predict:
@@ -57,10 +65,10 @@ def predict_frames(
     indices: Sequence[int] | None = None,
     exact: bool = False,
 ) -> Iterator[Frames]:
-    """Predicts whole frames, a few at a time.
+    """Predicts whole frames, a few at a time, in metres of the data set's camera.
 
     Args:
-        predict: see :func:`torch_predict`.
+        predict: see :func:`torch_predict`; it gives depth of the canonical camera.
         dataset: the split.
         size: working size (H, W); a picture of another aspect gets about its area.
         indices: of the frames; by default all.
@@ -76,16 +84,17 @@ def predict_frames(
         images: list[Tensor] = []
         truths: list[Tensor] = []
         while waiting and len(batch) < BATCH:
-            image, millimetres = dataset[waiting[0]]
+            image, steps = dataset[waiting[0]]
             if images and images[0].shape[-2:] != image.shape[:2]:
                 break  # frames of another size make the next batch
             batch.append(waiting.pop(0))
             images.append(torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0))
-            truths.append(torch.from_numpy(millimetres.astype("float32"))[None, None] / 1000)
+            # Divided: in float32 a thousandth is not exact, a thousand is.
+            truths.append(torch.from_numpy(steps.astype("float32"))[None, None] / (1 / dataset.depth_unit))
         height, width = images[0].shape[-2:]
         fed = size if exact else working_size(height, width, size)
         small = torch.cat([resize_image(image, fed) for image in images]).float() / 255
-        depth = resize_depth(predict(small), (height, width))
+        depth = resize_depth(predict(small), (height, width)) * depth_scale(dataset.focal_px, width)
         for index, finite in zip(batch, depth.isfinite().flatten(1).all(1), strict=True):
             if not finite:
                 raise ValueError(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from depthzoo.camera import depth_scale
+from depthzoo.data.shards import DEFAULT_RANGE, depth_range
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
@@ -30,8 +32,28 @@ OWN_BUFFERS: dict[str, Any] = {
 }
 
 
-def build_model(config: TrainConfig) -> DepthModel:
+def head_bounds(info: dict[str, Any]) -> dict[str, float]:
+    """Options of the head for a data set's depth range, in metres of the canonical camera; none for the usual range.
+
+    Args:
+        info: the content of ``dataset.json``.
+    """
+    far = depth_range(info)[1]
+    if depth_range(info) == DEFAULT_RANGE:
+        return {}
+    train = info["splits"]["train"]
+    far /= depth_scale(train["focal_px"], train["size"][1])
+    # A fresh head starts at a quarter of its range, as with NYU Depth V2.
+    return {"max_depth": round(far, 3), "mean_depth": round(far / 4, 3)}
+
+
+def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> DepthModel:
     """A fresh model, from ``init`` or else ``encoder_weights`` where given.
+
+    Args:
+        config: of the run.
+        info: the content of the data set's ``dataset.json``, whose depth range the head takes where ``model_options``
+            state none.
 
     Raises:
         ValueError: for an option that the model does not take, and whatever its builder raises.
@@ -39,7 +61,8 @@ def build_model(config: TrainConfig) -> DepthModel:
     torch.manual_seed(config.seed)
     # Those of ``init`` replace them anyway.
     encoder = None if config.init or config.encoder_weights == "none" else config.encoder_weights
-    options = {"head": config.head} | config.model_options
+    bounds = head_bounds(info) if info and "max_depth" not in config.model_options else {}
+    options = {"head": config.head} | bounds | config.model_options
     try:
         model = create_model(config.model, weights=None, encoder_weights=encoder, **options)
     except TypeError as error:
@@ -65,6 +88,7 @@ class Learner:
         device: where it is.
         world: the processes.
         compile: let ``torch.compile`` speed up the network.
+        info: the content of the data set's ``dataset.json``; see :func:`build_model`.
 
     Attributes:
         model: what the optimiser changes.
@@ -72,10 +96,15 @@ class Learner:
     """
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, world: World, compile: bool = False
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        world: World,
+        compile: bool = False,
+        info: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.device, self.world, self.compile = config, device, world, compile
-        self.model = build_model(config).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_model(config, info).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_batchnorm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         average = functools.partial(move_average, config.ema)

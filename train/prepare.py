@@ -4,7 +4,7 @@ python -m train.prepare nyu-labelled nyu_depth_v2_labeled.mat --out DIR [--size 
 python -m train.prepare nyu-50k nyu_data.zip --out DIR --size 240x320
 python -m train.prepare nyu-h5 FOLDER --out DIR
 python -m train.prepare nyu-sync FOLDER --out DIR [--train-list FILE] [--test-list FILE]
-python -m train.prepare pairs PICTURES DEPTHS --scale 0.001 --out DIR [--focal PX]
+python -m train.prepare pairs PICTURES DEPTHS --scale 0.001 --out DIR [--focal PX] [--max-depth 80] [--camera NAME]
 python -m train.prepare rooms --count 1000 --size 240x320 --out DIR
 python -m train.prepare verify DIR [--full]
 python -m train.prepare sheet DIR --out sheet.png
@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from depthzoo.data.codec import MILLIMETRE
+from depthzoo.data.shards import DEFAULT_RANGE
 from train.arguments import command, parse_size
 from train.contact_sheet import write_sheet
 from train.crew import cores
@@ -79,6 +81,10 @@ def _positive(text: str) -> int:
     return value
 
 
+def _unit(text: str) -> float:
+    return MILLIMETRE if text == "mm" else float(text)
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.prepare", description=__doc__.splitlines()[0])
     commands = main.add_subparsers(dest="source", required=True, metavar="SOURCE|verify|sheet")
@@ -108,6 +114,21 @@ def parser() -> argparse.ArgumentParser:
     pairs.add_argument(
         "--focal", type=float, metavar="PX", help="focal length (default: NYU's field of view)"
     )
+    for flag, metres in zip(("--min-depth", "--max-depth"), DEFAULT_RANGE, strict=True):
+        pairs.add_argument(
+            flag,
+            type=float,
+            default=metres,
+            metavar="M",
+            help=f"of valid depth, metres (default: {metres:g})",
+        )
+    pairs.add_argument(
+        "--depth-unit",
+        type=_unit,
+        metavar="mm|M",
+        help="of the stored 16 bits, metres (default: mm, beyond 65 m 1/256)",
+    )
+    pairs.add_argument("--camera", metavar="NAME", help="of the camera, for the weights' card")
     rooms = commands.add_parser("rooms", help="synthetic rooms, rendered here")
     rooms.add_argument("--count", type=int, default=1000)
     rooms.add_argument("--seed", type=int, default=0)
@@ -149,7 +170,10 @@ def _source(args: argparse.Namespace) -> Source:
         case "nyu-sync":
             return NyuSync(args.path, args.train_list, args.test_list)
         case "pairs":
-            return Pairs(args.path, args.depths, args.scale, args.focal)
+            depth_range = args.min_depth, args.max_depth
+            return Pairs(
+                args.path, args.depths, args.scale, args.focal, depth_range, args.depth_unit, args.camera
+            )
         case _:
             return Rooms(args.count, args.size, args.seed)
 

@@ -22,17 +22,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from depthzoo import weights as zoo_weights
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import ShardWriter, write_dataset
+from depthzoo.camera import CANONICAL_FOCAL
+from depthzoo.data.codec import encode_depth, encode_image, unit_for
+from depthzoo.data.shards import DEFAULT_RANGE, ShardWriter, write_dataset
 from depthzoo.download import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size
-from train.cards import KINECT, find_any, load_any
+from train.cards import find_any, load_any
 from train.interruption import Interruption
 from train.pictures import Picture, PictureError, Unreadable, find_pictures, fingerprint
 
 JPEG_QUALITY = 95
-CAMERA = "assumed: the reference camera, 518.86 px focal length at 640 wide, scaled to the stored width"
+CAMERA = "assumed: the canonical camera, 518.86 px focal length at 640 wide, scaled to the stored width"
 
 
 class PseudoError(ValueError):
@@ -141,6 +142,7 @@ def label(
     out: Path,
     size: tuple[int, int],
     batch_size: int,
+    depth_range: tuple[float, float] = DEFAULT_RANGE,
     **about: Any,
 ) -> int:
     """Writes the split "train" of a data set; all of it or nothing.
@@ -151,6 +153,7 @@ def label(
         out: folder of the data set; must not exist, or be empty.
         size: (H, W) of the stored frames.
         batch_size: pictures that are decoded before the teacher sees them.
+        depth_range: of the teacher, metres.
         **about: goes into ``dataset.json``.
 
     Returns:
@@ -163,6 +166,7 @@ def label(
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     unreadable, interruption = Unreadable(len(pictures)), Interruption()
+    unit = unit_for(depth_range[1])
     waiting: list[tuple[str, bytes, NDArray[np.uint8]]] = []
     try:
         with (
@@ -174,7 +178,7 @@ def label(
             def flush() -> None:
                 predictions = predict([pixels for _, _, pixels in waiting])
                 for (key, content, _), prediction in zip(waiting, predictions, strict=True):
-                    writer.write(key, "jpg", content, encode_depth(prediction.depth))
+                    writer.write(key, "jpg", content, encode_depth(prediction.depth, unit, depth_range))
                 bar.update(len(waiting))
                 waiting.clear()
 
@@ -186,10 +190,9 @@ def label(
                     raise KeyboardInterrupt
             if waiting:
                 flush()
-        focal = KINECT["focal_px"] * size[1] / KINECT["at_width"]  # type: ignore[operator]
-        entry = {**writer.entry, "size": list(size), "focal_px": focal}
+        entry = {**writer.entry, "size": list(size), "focal_px": CANONICAL_FOCAL * size[1]}
         skipped = sorted(name.rsplit(": ", 1)[-1] for name in unreadable.found)
-        write_dataset(aside, {"train": entry}, skipped=skipped, camera=CAMERA, **about)
+        write_dataset(aside, {"train": entry}, unit, depth_range, skipped=skipped, camera=CAMERA, **about)
         if out.exists():
             out.rmdir()
         aside.rename(out)
@@ -242,6 +245,7 @@ def make_pseudo_labels(labelling: Labelling, out: Path, device: torch.device) ->
         out,
         labelling.size or predict.size,
         labelling.batch_size,
+        (model.min_depth, model.max_depth),
         source="pseudo-labels",
         truth="pseudo-labels of a teacher",
         pictures_from=[path.name for path in labelling.pictures],

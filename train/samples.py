@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from depthzoo.data.shards import ShardDataset
-from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics
+from depthzoo.metrics import METRICS, DepthMetrics
 from depthzoo.visualize import DEFAULT_COLORMAP, ERROR_COLORMAP, Pixels, colorize, near_far, palette
-from train.inference import Predict, predict_frames
+from train.inference import Predict, predict_frames, rules
 
 PAD, TITLE, LEGEND = 6, 22, 26  # pixels of a strip's parts
 UNCOUNTED = 0.35  # brightness that the error map leaves to the picture where the protocol does not look
@@ -89,18 +89,18 @@ def make_samples(
         roles: of the frames, as many as there are indices.
     """
     samples: list[ValidationSample] = []
-    rules = PROTOCOLS[protocol]
+    counting = rules(dataset, protocol)
     names = [""] * len(indices) if roles is None else roles
     for frames in predict_frames(predict, dataset, size, indices, exact):
-        rows = DepthMetrics(rules).update(frames.depth, frames.truth)
-        counted = rules.valid(frames.truth)
+        rows = DepthMetrics(counting).update(frames.depth, frames.truth)
+        counted = counting.valid(frames.truth)
         for i, index in enumerate(frames.indices):
             samples.append(
                 ValidationSample(
                     dataset.keys[index],
                     frames.images[i].permute(1, 2, 0).numpy(),
                     frames.truth[i, 0].numpy(),
-                    frames.depth[i, 0].clamp(rules.min_depth, rules.max_depth).numpy(),
+                    frames.depth[i, 0].clamp(counting.min_depth, counting.max_depth).numpy(),
                     dict(zip(METRICS, rows[i].tolist(), strict=True)),
                     names[len(samples)],
                     counted[i, 0].numpy(),

@@ -93,7 +93,9 @@ def prepare(
         splits = job.run(workers)
         skipped = {"skipped": job.bad} if job.bad else {}
         about = {"source": source.name, **source.about, "prepared": asked, **skipped}
-        write_dataset(aside, splits, **about)
+        if job.outside:
+            about["outside_range"] = round(job.outside, 6)
+        write_dataset(aside, splits, source.depth_unit, source.depth_range, **about)
         _try_sheet(aside)
     except BaseException:
         if not any((aside / JOB).glob("*-*.json")):
@@ -102,6 +104,14 @@ def prepare(
             print(f"{aside} keeps the finished shards; the same command goes on from there", file=sys.stderr)
         raise
     swap(aside, out)
+    if job.bad:
+        print(f"{out}: {len(job.bad)} frames were skipped", file=sys.stderr)
+    if job.outside:
+        near, far = source.depth_range
+        print(
+            f"{out}: {job.outside:.2%} of the pixels with depth lie outside {near:g} to {far:g} m and are invalid",
+            file=sys.stderr,
+        )
     return {name: int(entry["count"]) for name, entry in splits.items()}, True
 
 
@@ -141,6 +151,7 @@ class _Job:
         self.source, self.folder, self.size = source, folder, size
         self.items, self.allowed = items, allowed
         self.bad: list[str] = []
+        self.outside = 0.0  # share of the pixels with depth
         self.by_split = {split: [item for item in items if item.split == split] for split in SPLITS}
         self.shards = [
             Shard(split, number, of_split[start : start + samples_per_shard])
@@ -169,6 +180,8 @@ class _Job:
                     record = self._write(shard, results, focal, bar)
                     write_json(self.folder / JOB / f"{shard.name}.json", record)
                     records[shard.name] = record
+        known = sum(record["known"] for record in records.values())
+        self.outside = sum(record["outside"] for record in records.values()) / max(known, 1)
         return self._entries(records)
 
     def _record(self, shard: Shard) -> dict[str, Any] | None:
@@ -178,7 +191,7 @@ class _Job:
             for entry in record["shards"]:
                 if (self.folder / entry["file"]).stat().st_size != entry["bytes"]:
                     return None
-            return record
+            return record if "outside" in record else None  # an older version's does not say
         except (OSError, ValueError, KeyError):
             return None
 
@@ -186,14 +199,18 @@ class _Job:
         for split, items in self.by_split.items():
             count = min(len(items), UNIT_SAMPLE)
             sample = [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+            looks = list(crew.looks(sample))
             what = f"{split} ({count} of {len(items)} frames)"
-            check_medians(list(crew.medians(sample)), what, self.source.scale)
+            check_medians([m for m, _ in looks], what, self.source.scale, self.source.depth_range)
+            if split == "train" and looks and all(cut for _, cut in looks):
+                raise SourceError(looks[0][1])
 
     def _write(
         self, shard: Shard, results: Iterator[Encoded | str], focal: dict[str, float], bar: "tqdm[Any]"
     ) -> dict[str, Any]:
         bad: list[str] = []
         medians: list[float] = []
+        known = outside = 0
         first: Encoded | None = None
         with ShardWriter(self.folder, shard.split, len(shard.items) + 1, first=shard.number) as writer:
             for item in shard.items:
@@ -201,10 +218,11 @@ class _Job:
                 bar.update()
                 if isinstance(result, Encoded):
                     usual = focal.setdefault(shard.split, result.focal_px)
-                    if shard.split == "train" and abs(result.focal_px / usual - 1) > 0.01:
+                    if abs(result.focal_px / usual - 1) > 0.01:
+                        hint = ", or --size for pictures of several sizes" if shard.split == "train" else ""
                         result = (
                             f"focal length {result.focal_px:.1f} px, others {usual:.1f} px; "
-                            "expected one camera, or --size for pictures of several sizes"
+                            f"expected one camera{hint}"
                         )
                 if isinstance(result, str):
                     line = f"{item.split} sample {item.key!r}: {result}"
@@ -216,12 +234,15 @@ class _Job:
                 first = first or result
                 if result.median is not None:
                     medians.append(result.median)
+                known, outside = known + result.known, outside + result.outside
                 writer.write(result.key, result.extension, result.image, result.depth)
         self.bad += bad
         return {
             "shards": writer.entry["shards"],
             "bad": bad,
             "medians": medians,
+            "known": known,
+            "outside": outside,
             "size": first and list(first.size),
             "focal_px": first and first.focal_px,
         }
@@ -240,7 +261,8 @@ class _Job:
                 continue
             if not shards:
                 raise SourceError(f"no {split} frame can be used: {self.bad[-1]}")
-            check_medians([m for r in mine for m in r["medians"]], f"all {split} frames", self.source.scale)
+            medians = [m for r in mine for m in r["medians"]]
+            check_medians(medians, f"all {split} frames", self.source.scale, self.source.depth_range)
             first = next(record for record in mine if record["shards"])
             entries[split] = {
                 "count": sum(int(entry["count"]) for entry in shards),

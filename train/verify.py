@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from depthzoo.data.shards import DatasetError, ShardDataset, read_dataset
+from depthzoo.data.codec import step_range
+from depthzoo.data.shards import DatasetError, ShardDataset, depth_range, read_dataset
 from train.encoding import check_medians, median
 from train.sources.frames import SourceError
 
@@ -56,9 +57,10 @@ def problems(folder: Path, full: bool = False, workers: int = 1) -> Iterator[str
     quick = list(quick_problems(folder))
     yield from quick
     try:
-        splits = read_dataset(folder)["splits"]
+        info = read_dataset(folder)
     except DatasetError:
         return
+    splits = info["splits"]
     with ExitStack() as stack:
         tasks = []
         for split, entry in splits.items():
@@ -92,7 +94,7 @@ def problems(folder: Path, full: bool = False, workers: int = 1) -> Iterator[str
                 seen.add(name)
         for split, values in medians.items():
             try:
-                check_medians(values, f"{folder}: split {split!r}")
+                check_medians(values, f"{folder}: split {split!r}", depth_range=depth_range(info))
             except SourceError as error:
                 yield str(error)
 
@@ -144,7 +146,12 @@ def _check_shard(
         except DatasetError as error:
             lines.append(str(error))
             continue
-        medians.append(median(depth * np.float32(0.001)))
+        first, last = step_range(data.depth_unit, data.depth_range)
+        valid = (depth >= first) & (depth <= last)
+        if not valid.any():
+            near, far = data.depth_range
+            lines.append(f"{path}: sample {data.keys[index]!r} has no depth from {near:g} to {far:g} m")
+        medians.append(median(np.where(valid, depth, 0) * np.float32(data.depth_unit)))
         if split == "train" and list(depth.shape) != size:
             height, width = image.shape[:2]
             lines.append(

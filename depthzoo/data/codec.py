@@ -1,27 +1,57 @@
-"""A sample as bytes: an RGB picture as JPEG or PNG, and its depth as a PNG of 16-bit millimetres with 0 for invalid."""
+"""A sample as bytes: an RGB picture as JPEG or PNG, and its depth as a PNG of 16-bit steps with 0 for invalid."""
 
 import io
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+MILLIMETRE = 0.001
+FAR_UNIT = 1 / 256  # metres, KITTI's
+LAST_STEP = 65535
+
 
 class DatasetError(ValueError):
     """A data set that is missing, cut short, or not what its ``dataset.json`` says."""
 
 
-def encode_depth(depth: np.ndarray) -> bytes:
-    """Metres (H, W) to a 16-bit millimetre PNG.
+def unit_for(far: float) -> float:
+    """Metres per step of depth up to ``far`` metres: a millimetre where 16 bits of them reach, else 1/256."""
+    return MILLIMETRE if far <= LAST_STEP * MILLIMETRE else FAR_UNIT
 
-    What is not finite or not positive, or nearer than half a millimetre, becomes 0, invalid; what is beyond
-    65.535 m becomes that.
+
+def step_range(unit: float, depth_range: tuple[float, float]) -> tuple[int, int]:
+    """First and last step of ``unit`` metres that is valid depth."""
+    first, last = (round(metres / unit) for metres in depth_range)
+    return max(first, 1), min(last, LAST_STEP)
+
+
+def depth_steps(
+    depth: np.ndarray, unit: float = MILLIMETRE, depth_range: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Metres (H, W) to uint16 steps of ``unit`` metres, rounded.
+
+    Depth that is not finite or outside ``depth_range`` (by default all that 16 bits hold) becomes 0, invalid.
     """
+    first, last = step_range(unit, depth_range or (unit, LAST_STEP * unit))
     depth = np.asarray(depth, dtype=np.result_type(depth, np.float32))  # float16 steps by 8 mm at 10 m
-    with np.errstate(invalid="ignore"):
-        millimetres = np.where(np.isfinite(depth) & (depth > 0), np.rint(depth * 1000.0), 0)
+    with np.errstate(over="ignore"):
+        steps = np.rint(depth * (1 / unit))
+    # A comparison with NaN is false.
+    return np.where((steps >= first) & (steps <= last), steps, 0).astype(np.uint16)
+
+
+def encode_steps(steps: np.ndarray) -> bytes:
+    """uint16 (H, W) to a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(millimetres, 0, 65535).astype(np.uint16)).save(buffer, "PNG", compress_level=3)
+    Image.fromarray(steps).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def encode_depth(
+    depth: np.ndarray, unit: float = MILLIMETRE, depth_range: tuple[float, float] | None = None
+) -> bytes:
+    """Metres (H, W) to a 16-bit PNG; see :func:`depth_steps`."""
+    return encode_steps(depth_steps(depth, unit, depth_range))
 
 
 def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, bytes]:
@@ -35,7 +65,7 @@ def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, by
 
 
 def decode(image_bytes: bytes, depth_bytes: bytes, where: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a sample to uint8 RGB (H, W, 3) and uint16 millimetres (H, W).
+    """Decodes a sample to uint8 RGB (H, W, 3) and uint16 steps of depth (H, W).
 
     Args:
         image_bytes: of the JPEG or PNG.

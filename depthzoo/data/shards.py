@@ -1,8 +1,11 @@
 """The one format that training reads: WebDataset-style tar shards, indexed for random access.
 
 A data set is a folder with ``dataset.json`` and shards ``{split}-000000.tar``. A sample ``key`` is two members
-of one shard: ``key.jpg`` or ``key.png``, RGB, and ``key.depth.png``, 16-bit millimetres with 0 for invalid.
+of one shard: ``key.jpg`` or ``key.png``, RGB, and ``key.depth.png``, 16 bits with 0 for invalid.
 Beside each shard lies its index, ``{split}-000000.index.json``: where each member starts and how long it is.
+
+``dataset.json`` states "depth_unit", metres per step of the 16 bits or "mm"; "depth_range", [least, largest] in metres,
+of valid depth; "camera", its name; and for each split "focal_px" in pixels of the stored frames.
 """
 
 import contextlib
@@ -19,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from depthzoo.data.codec import DatasetError, decode
+from depthzoo.data.codec import MILLIMETRE, DatasetError, decode
 
 FORMAT = "depthzoo-shards"
 VERSION = 1
 # Types of a row of an index: key, extension, then offset and length of the image and of the depth.
 ROW = (str, str, int, int, int, int)
+# Metres; of a data set that states no range.
+DEFAULT_RANGE = (0.001, 10.0)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -137,16 +142,25 @@ class ShardWriter:
         self._members = []
 
 
-def write_dataset(folder: Path, splits: dict[str, dict[str, Any]], **about: Any) -> None:
+def write_dataset(
+    folder: Path,
+    splits: dict[str, dict[str, Any]],
+    depth_unit: float = MILLIMETRE,
+    depth_range: tuple[float, float] = DEFAULT_RANGE,
+    **about: Any,
+) -> None:
     """Writes ``dataset.json``, last of all: a folder without it is unfinished.
 
     Args:
         folder: of the data set.
         splits: ``ShardWriter.entry`` by split, with "size" [H, W] and "focal_px" added.
-        **about: source, terms, and whatever else describes the set.
+        depth_unit: metres per step of the stored depth.
+        depth_range: least and largest valid depth, metres.
+        **about: source, terms, camera, and whatever else describes the set.
     """
-    content = {"format": FORMAT, "version": VERSION, "depth_unit": "mm", "splits": splits, **about}
-    write_json(folder / "dataset.json", content)
+    unit = "mm" if depth_unit == MILLIMETRE else depth_unit
+    stated = {"depth_unit": unit, "depth_range": list(depth_range), "splits": splits}
+    write_json(folder / "dataset.json", {"format": FORMAT, "version": VERSION, **stated, **about})
 
 
 def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -179,14 +193,28 @@ def parse_dataset(text: bytes, name: str) -> dict[str, Any]:
         raise DatasetError(f"{name} does not describe {FORMAT} version {VERSION}")
     if not isinstance(content.get("splits"), dict):
         raise DatasetError(f"{name} has no table of splits")
+    try:
+        depth_unit(content), depth_range(content)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{name}: {error}") from None
     return content
 
 
-def depth_facts(info: dict[str, Any]) -> tuple[float, tuple[float, float]]:
-    """Metres per step of the stored depth, and its range in metres, from the content of ``dataset.json``."""
-    unit = info.get("depth_unit", "mm")
-    low, high = info.get("depth_range", (0.001, 10.0))
-    return 0.001 if unit == "mm" else float(unit), (float(low), float(high))
+def depth_unit(info: dict[str, Any]) -> float:
+    """Metres per step of the stored depth, from the content of ``dataset.json``."""
+    stated = info.get("depth_unit", "mm")
+    unit = MILLIMETRE if stated == "mm" else float(stated)
+    if not 0 < unit < float("inf"):
+        raise ValueError(f'depth_unit {stated!r}: expected "mm" or metres per step')
+    return unit
+
+
+def depth_range(info: dict[str, Any]) -> tuple[float, float]:
+    """Least and largest valid depth in metres, from the content of ``dataset.json``."""
+    low, high = map(float, info.get("depth_range", DEFAULT_RANGE))
+    if not 0 < low < high < float("inf"):
+        raise ValueError(f"depth_range [{low:g}, {high:g}]: expected 0 < least < largest, metres")
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -218,7 +246,7 @@ def split_shards(info: dict[str, Any], split: str, where: str) -> tuple[float, l
 
 
 class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
-    """One split with random access: ``dataset[i]`` is (uint8 RGB (H, W, 3), uint16 millimetres (H, W)).
+    """One split with random access: ``dataset[i]`` is (uint8 RGB (H, W, 3), uint16 steps of depth (H, W)).
 
     Args:
         folder: of the data set.
@@ -229,6 +257,8 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
         keys: of the samples, in order.
         info: the content of ``dataset.json``.
         focal_px: of the stored frames' camera, pixels.
+        depth_unit: metres per step.
+        depth_range: least and largest valid depth, metres.
 
     Raises:
         DatasetError: for a missing folder, split, shard or index, and a shard cut short.
@@ -237,8 +267,8 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
     def __init__(self, folder: str | os.PathLike[str], split: str, limit: int = 0) -> None:
         self.folder, self.split = Path(folder), split
         self.info = read_dataset(folder)
+        self.depth_unit, self.depth_range = depth_unit(self.info), depth_range(self.info)
         self.focal_px, shards = split_shards(self.info, split, str(folder))
-        self.depth_unit, self.depth_range = depth_facts(self.info)
         self._rows: list[tuple[Path, list[Any]]] = []
         for shard in shards:
             path = self.folder / shard.file

@@ -14,7 +14,6 @@ from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.arguments import command
 from train.cards import (
-    KINECT,
     PICTURE,
     is_stored,
     joined_terms,
@@ -25,15 +24,27 @@ from train.cards import (
 )
 from train.evaluate import evaluate, parser, run, torch_predict
 
+KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
+NYU = {"source": "nyu-labelled", "splits": {"test": {"size": [480, 640]}}}
+
 
 def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path, tmp_path: Path) -> None:
     model = load_any(str(weights_file))
     results, _ = evaluate(
         torch_predict(model.eval(), torch.device("cpu")), ShardDataset(real_set, "val"), (64, 96)
     )
-    report = {"count": 3, "truth": "filled", "plain": results, "flip": results, "failures": {"worst": []}}
+    report = {
+        "count": 3,
+        "truth": "filled",
+        "protocol": "eigen",
+        "depth_range": [0.001, 10.0],
+        "plain": results,
+        "flip": results,
+        "sizes": {},
+        "failures": {"worst": []},
+    }
     model.card = (model.card or {}) | {"camera": KINECT, "depth_range": [0.001, 10.0], "unit": "m"}
-    card = make_card(model, report, {"terms": "research use"})
+    card = make_card(model, report, NYU | {"terms": "research use"})
     path = store_weights(model, card, tmp_path / "zoo", "nyu")
     stored = json.loads(path.with_suffix(".json").read_text())
     assert stored["file"] == path.name and path.name.startswith("unet_mobilenet_v3_nyu-")
@@ -44,11 +55,20 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     assert np.abs(metres - expected).max() < 1e-3
     # The test set's terms bind weights only where they say nothing themselves.
     model.card = {**model.card, "terms": ""}
-    assert make_card(model, report, {"terms": "research use"})["terms"] == "research use"
+    assert make_card(model, report, NYU | {"terms": "research use"})["terms"] == "research use"
     assert zoo_weights.read_metadata(path)["metrics"] == stored["metrics"]
     table = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
     assert table["unet_mobilenet_v3"]["tags"]["nyu"]["sha256"] == stored["sha256"]
     assert stored["failures"] == {"worst": []}
+    assert stored["metrics"]["protocol"] == (
+        "3 official test frames of NYU Depth V2, filled truth at 480x640, crop [45:471, 41:601], 0.001 < d < 10 m, "
+        "no median scaling"
+    )
+    far = report | {"protocol": "full", "depth_range": [0.5, 80.0]}
+    streets = {"source": "pairs", "splits": {"test": {"size": [94, 310]}}}
+    assert make_card(model, far, streets)["metrics"]["protocol"] == (
+        "3 test frames of pairs, filled truth at 94x310, whole frames, 0.5 < d < 80 m, no median scaling"
+    )
     assert (
         any("518.86 pixels" in line for line in stored["limits"])
         and "of the train data" in stored["limits"][-1]
@@ -88,6 +108,8 @@ def test_a_card_is_renewed_beside_weights_that_stay(
     assert output.read_bytes() == b"stays too"
     assert path.read_bytes() == before and len(list(folder.glob("*.safetensors"))) == 1
     assert json.loads(path.with_suffix(".json").read_text()) == first
+    assert list(first["sizes"]) == ["192x256", "240x320", "480x640"]
+    assert first["sizes"]["192x256"].keys() == {"abs_rel", "rmse", "d1"}
     bands = first["failures"]["by_distance"]
     assert sum(band["share"] for band in bands) == pytest.approx(1, abs=1e-3)
     assert [row["frame"] for row in first["failures"]["worst"]]

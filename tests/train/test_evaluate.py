@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.data.codec import DatasetError, encode_depth, encode_image
 from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.metrics import METRICS
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
-from train.evaluate import evaluate, parser, run, torch_predict
+from train.evaluate import at_sizes, evaluate, parser, run, torch_predict
+from train.inference import predict_frames
 from train.samples import PAD, ranked
 
 
@@ -128,7 +130,7 @@ def write_greys(folder: Path, sizes: list[tuple[int, int]]) -> Path:
         for i, (grey, truth, size) in enumerate(zip(GREYS, TRUTHS, sizes, strict=True)):
             image = np.full((*size, 3), grey, np.uint8)
             writer.write(f"grey{i}", *encode_image(image), encode_depth(np.full(size, truth)))
-    entry = {**writer.entry, "size": list(sizes[0]), "focal_px": 50.0}
+    entry = {**writer.entry, "size": list(sizes[0]), "focal_px": CANONICAL_FOCAL * sizes[0][1]}
     write_dataset(folder, {"val": entry}, source="greys", truth="exact", terms="none")
     return folder
 
@@ -202,12 +204,13 @@ def test_a_size_that_is_asked_for(grey_set: Path, tmp_path: Path) -> None:
 
 
 def test_frames_of_several_sizes(tmp_path: Path) -> None:
+    """One camera: the portrait's angle of view is smaller, so the same picture is farther."""
     dataset = ShardDataset(write_greys(tmp_path / "sizes", [(48, 64), (48, 64), (64, 48), (48, 64)]), "val")
     seen = []
-    results, _ = evaluate(
+    _, rows = evaluate(
         lambda image: seen.append(tuple(image.shape)) or Grey()(image), dataset, (64, 64), "full"
     )
-    check_figures(results)
+    assert rows[:, 0].tolist() == pytest.approx([0.2, 0.0, 4 / 3 * 2 - 1, 0.25], abs=1e-6)
     assert seen == [(2, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64)]
 
 
@@ -242,8 +245,6 @@ def test_bad_arguments_with_onnx(
         )
     chosen = [argument.format(**files) for argument in arguments]
     defaults = ["--data", str(grey_set), "--split", "val", "--protocol", "full", "--device", "cpu"]
-    if "--card" in arguments:
-        defaults[-3] = "eigen"
     assert command(parser(), run, [*defaults, *chosen]) == 2
     error = capsys.readouterr().err
     assert says in error and error.strip().count("\n") == 0
@@ -279,6 +280,127 @@ def test_a_prediction_that_is_not_finite_is_named(grey_set: Path) -> None:
 
     with pytest.raises(ValueError, match="'grey3' is not finite"):
         evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full", progress=False)
+
+
+# -- cameras and ranges ----------------------------------------------------------------------------------------------
+
+
+def change(folder: Path, **entries: object) -> ShardDataset:
+    """The greys with other entries in ``dataset.json``; "focal_px" is its split's."""
+    path = folder / "dataset.json"
+    info = json.loads(path.read_text())
+    if "focal_px" in entries:
+        info["splits"]["val"]["focal_px"] = entries.pop("focal_px")
+    path.write_text(json.dumps(info | entries))
+    return ShardDataset(folder, "val")
+
+
+def test_predictions_are_scaled_to_the_camera_of_the_data_set(grey_set: Path) -> None:
+    dataset = change(grey_set, focal_px=1.5 * CANONICAL_FOCAL * 64)
+    predict = torch_predict(Grey(), torch.device("cpu"))
+    _, rows = evaluate(predict, dataset, (64, 96), "full")
+    # 3, 6, 9 and 10 m (12 are clipped) for 2.5, 4, 3 and 6.4 m.
+    assert rows[:, 0].tolist() == pytest.approx([0.5 / 2.5, 0.5, 2.0, 3.6 / 6.4], abs=1e-6)
+
+
+def test_truth_counts_in_the_range_of_the_data_set(grey_set: Path) -> None:
+    """The stored steps are read in the unit that is stated: 25, 40, 30 and 64 m. Predicted are 20, 40, 60 and 80 m."""
+    dataset = change(grey_set, depth_unit=0.01, depth_range=[0.5, 50.0], focal_px=10 * CANONICAL_FOCAL * 64)
+    predict = torch_predict(Grey(), torch.device("cpu"))
+    results, rows = evaluate(predict, dataset, (64, 96), "full")
+    assert rows[:3, 0].tolist() == pytest.approx([0.2, 0.0, 2 / 3], abs=1e-6)  # 60 m are clipped to 50
+    assert rows[3].isnan().all()
+    assert results["per_image"]["abs_rel"] == pytest.approx((0.2 + 2 / 3) / 3, abs=1e-6)
+
+
+def test_the_range_and_the_frames_that_count_are_said(
+    grey_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "figures.json"
+    arguments = [
+        str(grey_onnx(tmp_path / "grey.onnx")),
+        "--data",
+        str(grey_set),
+        "--split",
+        "val",
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--protocol", "full", "--json", str(out)]
+    assert command(parser(), run, [*arguments, "--min-depth", "2.7", "--max-depth", "5"]) == 0
+    report = json.loads(out.read_text())
+    assert report["count"] == 2 and report["depth_range"] == [2.7, 5.0]
+    # 4 m, right, and 3 m, for which 6 m are predicted and clipped to 5.
+    assert report["plain"]["per_image"]["abs_rel"] == pytest.approx((0 + 2 / 3) / 2, abs=1e-6)
+    assert [band["metres"] for band in report["failures"]["by_distance"]] == [[3, 5]]
+    printed = capsys.readouterr().out
+    assert "2 frames, 2 more have no valid depth, exact truth from 2.7 to 5 m" in printed
+    assert command(parser(), run, [*arguments, "--min-depth", "12"]) == 2
+    assert "--min-depth 12, --max-depth 10: expected" in capsys.readouterr().err
+
+
+# -- working sizes ---------------------------------------------------------------------------------------------------
+
+
+class Narrow(torch.nn.Module):
+    """Metres that depend on the size that it is fed: its width / 100."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.new_full((len(image), 1, *image.shape[-2:]), image.shape[-1] / 100)
+
+
+def test_a_table_over_working_sizes(grey_set: Path) -> None:
+    dataset = ShardDataset(grey_set, "val")
+    sizes = at_sizes(torch_predict(Narrow(), torch.device("cpu")), dataset, "full")
+    assert list(sizes) == ["192x256", "240x320", "480x640"]
+    for size, metres in (("192x256", 2.56), ("240x320", 3.2), ("480x640", 6.4)):
+        errors = [abs(metres - truth) / truth for truth in TRUTHS]
+        assert sizes[size].keys() == {"abs_rel", "rmse", "d1"}
+        assert sizes[size]["abs_rel"] == pytest.approx(sum(errors) / 4, abs=1e-6)
+
+
+def test_at_480x640_a_whole_frame_goes_through_the_bare_network(tmp_path: Path) -> None:
+    """Bit by bit what a caller gives it and gets."""
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    with ShardWriter(tmp_path, "test") as writer:
+        writer.write("a", *encode_image(image), encode_depth(np.full((480, 640), 2.0)))
+    write_dataset(tmp_path, {"test": {**writer.entry, "size": [480, 640], "focal_px": 518.86}})
+    fed = []
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        fed.append(image)
+        return image.mean(1, keepdim=True)
+
+    (frames,) = predict_frames(network, ShardDataset(tmp_path, "test"), (480, 640))
+    bare = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    assert torch.equal(fed[0], bare) and torch.equal(frames.depth, bare.mean(1, keepdim=True))
+
+
+def test_the_table_is_printed_and_stored(
+    grey_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "figures.json"
+    arguments = [
+        "--data",
+        str(grey_set),
+        "--split",
+        "val",
+        "--protocol",
+        "full",
+        "--device",
+        "cpu",
+        "--sizes",
+    ]
+    model = grey_onnx(tmp_path / "grey.onnx")
+    assert command(parser(), run, [str(model), *arguments, "--json", str(out)]) == 0
+    sizes = json.loads(out.read_text())["sizes"]
+    assert all(row["abs_rel"] == pytest.approx(sum(ABS_RELS) / 4, abs=1e-6) for row in sizes.values())
+    printed = capsys.readouterr().out
+    assert f"480x640     {sum(ABS_RELS) / 4:9.3f}" in printed
+    assert command(parser(), run, [str(grey_onnx(tmp_path / "fixed.onnx", (32, 96))), *arguments]) == 2
+    assert "--sizes: this file takes 32x96 only" in capsys.readouterr().err
 
 
 def test_frames_without_truth_are_not_ranked() -> None:

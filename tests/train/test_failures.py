@@ -59,3 +59,32 @@ def test_limits_are_those_of_the_card() -> None:
     text = "\n".join(limits(card))
     assert "Pinhole: 300 pixels of focal length at 400 wide" in text and "beyond 80 m" in text
     assert text.endswith("training data: none")
+
+
+NYU, ROOMS, PAIRS = ({"source": source} for source in ("nyu-labelled", "rooms", "pairs"))
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"dataset": NYU}, True),
+        ({"dataset": NYU, "mixed_with": [ROOMS], "initialised_from": {"dataset": ROOMS}}, True),
+        ({"dataset": PAIRS}, False),
+        ({"dataset": NYU, "mixed_with": [{"source": "pseudo-labels"}]}, False),
+        ({"dataset": NYU, "initialised_from": {"dataset": PAIRS}}, False),
+        ({"dataset": NYU, "initialised_from": {"recipe": "of an older card"}}, False),
+        ({}, False),
+    ],
+)
+def test_outdoors_is_ruled_out_only_where_all_data_are_known_to_be_of_rooms(
+    seen: dict[str, object], said: bool
+) -> None:
+    camera = {"name": "Pinhole", "focal_px": 300, "at_width": 400}
+    card = {"camera": camera, "depth_range": [0.001, 10.0], "unit": "m", "terms": "none"}
+    assert ("outdoors" in "\n".join(limits(card | seen))) == said
+
+
+def test_bands_end_where_the_range_does() -> None:
+    by_distance = ByDistance(Protocol(crop=None, max_depth=50.0))
+    by_distance.update(torch.full((1, 1, 1, 2), 30.0), torch.tensor([30.0, 45.0]).reshape(1, 1, 1, 2))
+    assert [band["metres"] for band in by_distance.compute()] == [[20, 40], [40, 50]]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from depthzoo.camera import depth_scale
 from depthzoo.data.shards import ShardDataset
 from train.arguments import command
+from train.encoding import check_medians
 from train.prepare import check_unit, parser, resize_frame, run, write
-from train.sources.frames import Frame, SourceError
+from train.sources.frames import Frame, FrameError, SourceError
 from train.sources.nyu_labelled import official_split
 
 
@@ -51,7 +53,7 @@ def test_only_train_frames_are_resized_and_cropped(real_set: Path) -> None:
     train, test = ShardDataset(real_set, "train"), ShardDataset(real_set, "test")
     assert train[0][0].shape == (120, 160, 3) and test[0][0].shape == (480, 640, 3)
     assert test.focal_px == 518.86
-    assert train.focal_px == pytest.approx(518.86 * 160 / 622)
+    assert train.focal_px == pytest.approx(518.86 * 120 / 464)
     # The border of the labelled frames is white, and no train frame has it.
     edges = [train[i][0][[0, -1]].mean() for i in range(len(train))] + [
         train[i][0][:, [0, -1]].mean() for i in range(len(train))
@@ -141,3 +143,54 @@ def test_resize_keeps_depth_values_and_scales_the_focal_length() -> None:
     frame = resize_frame(Frame("train", "k", np.zeros((48, 64, 3), np.uint8), depth, 80.0), (24, 32))
     assert frame.focal_px == 40.0 and frame.image.shape == (24, 32, 3)
     assert set(np.unique(frame.depth)) == {1.0, 5.0}
+
+
+def test_a_picture_is_not_squeezed() -> None:
+    """A square of the picture stays one, the middle is kept, and what is cut off is little."""
+    image = np.zeros((100, 308, 3), np.uint8)
+    image[20:60, 120:160] = 255
+    depth = np.where(image[..., 0] > 0, 5.0, 2.0)
+    frame = resize_frame(Frame("train", "k", image, depth, 200.0), (50, 150))  # two pixels cut at each end
+    assert frame.image.shape == (50, 150, 3) and frame.focal_px == 100.0
+    rows, columns = np.nonzero(frame.image[..., 0] > 128)
+    assert (np.ptp(rows), np.ptp(columns)) == (19, 19)
+    assert (rows.min(), columns.min()) == (10, 58)
+    rows, columns = np.nonzero(frame.depth == 5)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 58, 77)
+
+
+def test_a_camera_keeps_its_scale_of_depth_at_another_size() -> None:
+    frame = Frame("train", "k", np.zeros((464, 622, 3), np.uint8), np.ones((464, 622)), 518.86)
+    small = resize_frame(frame, (288, 384))
+    assert depth_scale(small.focal_px, 384) == pytest.approx(depth_scale(518.86, 384 * 464 / 288))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "whole"),
+    [
+        ((375, 1242), (288, 384), (183, 605)),
+        ((464, 622), (256, 256), (221, 296)),
+        ((64, 48), (24, 32), (32, 24)),
+    ],
+)
+def test_a_size_that_cuts_much_off_is_refused_with_one_that_does_not(
+    shape: tuple[int, int], size: tuple[int, int], whole: tuple[int, int]
+) -> None:
+    frame = Frame("train", "k", np.zeros((*shape, 3), np.uint8), np.ones(shape), 100.0)
+    with pytest.raises(FrameError, match=f"--size {whole[0]}x{whole[1]} keeps it whole$"):
+        resize_frame(frame, size)
+    assert resize_frame(frame, whole).image.shape[:2] == whole
+
+
+@pytest.mark.parametrize(("median", "far"), [(41.78, 80.0), (1.5, 80.0), (0.1, 1.0), (2.5, 10.0)])
+def test_a_median_is_plausible_where_the_range_says_so(median: float, far: float) -> None:
+    check_medians([median], "frames", depth_range=(0.001, far))
+
+
+def test_far_depth_is_not_taken_for_another_unit_only() -> None:
+    with pytest.raises(
+        SourceError, match=r"20 expected of depth up to 10 m\); if that range \(--max-depth\) is"
+    ):
+        check_medians([41.78], "frames", 1 / 256)
+    with pytest.raises(SourceError, match=r"likely scale is 0\.001$"):
+        check_medians([15_000.0], "frames", depth_range=(0.001, 80.0))

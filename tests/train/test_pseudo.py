@@ -103,6 +103,19 @@ class Stopping(torch.nn.Module):
         return torch.ones_like(image[:, :1])
 
 
+class Far(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(image[:, :1], 70.0)
+
+
+def test_far_depth_of_a_teacher_is_kept(pictures: Path, tmp_path: Path) -> None:
+    found, size = find_pictures([pictures]), (64, 64)
+    label(found, Predictor(Far(), "cpu", size), tmp_path / "set", size, 2, (0.001, 100.0))
+    dataset = ShardDataset(tmp_path / "set", "train")
+    assert dataset.depth_range == (0.001, 100.0)
+    assert all((depth * dataset.depth_unit == 70).all() for _, depth in dataset)
+
+
 @pytest.mark.parametrize("error", [False, True])
 def test_nothing_half_written_stays(pictures: Path, tmp_path: Path, error: bool) -> None:
     predict = Predictor(Stopping(error), "cpu", (64, 64), batch_size=2)

@@ -42,7 +42,7 @@ def folders(
 
 @pytest.fixture
 def arguments(folders: tuple[Path, Path], tmp_path: Path) -> list[object]:
-    return ["pairs", *folders, "--scale", 0.001, "--size", "32x32", *PER_SHARD, "--out", tmp_path / "set"]
+    return ["pairs", *folders, "--scale", 0.001, "--size", "40x60", *PER_SHARD, "--out", tmp_path / "set"]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def test_the_result_does_not_depend_on_workers(
     # A bad frame in the middle too: its place is the same.
     (folders[0] / "train/04.jpg").write_bytes(b"")
     for workers in (1, 2):
-        common = ["pairs", *folders, "--scale", 0.001, "--size", "32x32", *PER_SHARD, "--max-bad", 0.1]
+        common = ["pairs", *folders, "--scale", 0.001, "--size", "40x60", *PER_SHARD, "--max-bad", 0.1]
         assert run_prepare(*common, "--workers", workers, "--out", tmp_path / str(workers)) == 0
     one, two = content(tmp_path / "1"), content(tmp_path / "2")
     assert one == two
@@ -101,7 +101,7 @@ def test_resume_after_a_kill(
     kept = {name: (part / name).stat() for name in ("train-000000.tar", "train-000001.tar")}
     encoded: list[str] = []
     encode = crew.encode
-    monkeypatch.setattr(crew, "encode", lambda frame, size: encoded.append(frame.key) or encode(frame, size))
+    monkeypatch.setattr(crew, "encode", lambda f, *args: encoded.append(f.key) or encode(f, *args))
     assert run_prepare(*arguments, "--workers", 1) == 0
     assert encoded == ["06", "07", "08", "09", "a", "b", "a", "b"]
     for name, before in kept.items():
@@ -177,7 +177,7 @@ def test_other_arguments_do_not_continue_an_unfinished_set(
     assert run_prepare(*other) == 2
     assert "focal None, now 77.0; --overwrite drops it" in capsys.readouterr().err
     assert run_prepare(*other, "--overwrite") == 0
-    assert ShardDataset(tmp_path / "set", "train").focal_px == pytest.approx(77 * 32 / 48)
+    assert ShardDataset(tmp_path / "set", "train").focal_px == pytest.approx(77 * 60 / 48)
 
 
 def test_a_finished_set_is_left_as_it_is(
@@ -197,7 +197,7 @@ def test_a_finished_set_is_left_as_it_is(
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
     assert run_prepare(*arguments, "--size", "48x64") == 2
-    assert "size [32, 32], now [48, 64]; --overwrite replaces it" in capsys.readouterr().err
+    assert "size [40, 60], now [48, 64]; --overwrite replaces it" in capsys.readouterr().err
     file = folders[0] / "train/03.jpg"
     whole = file.read_bytes()
     file.write_bytes(whole + b"\0")

@@ -83,10 +83,10 @@ def test_zip_folder_and_data_folder_give_the_same_shards(
     folder: Path, tmp_path: Path, run_prepare: Run
 ) -> None:
     for name, path in (("a", pack(folder)), ("b", folder), ("c", folder / "data")):
-        assert run_prepare("nyu-50k", path, "--out", tmp_path / name, "--size", "32x32", "--workers", 1) == 0
+        assert run_prepare("nyu-50k", path, "--out", tmp_path / name, "--size", "40x60", "--workers", 1) == 0
     a, b, c = (json.loads((tmp_path / n / "dataset.json").read_text())["splits"] for n in "abc")
     assert a == b == c
-    assert a["train"]["size"] == [32, 32] and a["test"]["size"] == [32, 48] and a["val"]["size"] == [32, 48]
+    assert a["train"]["size"] == [40, 60] and a["test"]["size"] == [32, 48] and a["val"]["size"] == [32, 48]
 
 
 def test_border_of_full_frames_has_no_depth(
@@ -110,7 +110,7 @@ def test_border_of_full_frames_has_no_depth(
     assert (ShardDataset(tmp_path / "set", "val")[0][1] == 2000).all()
     assert run_prepare("nyu-50k", folder, "--out", tmp_path / "small", "--size", "48x64") == 0
     small = ShardDataset(tmp_path / "small", "train")
-    assert (small[0][1] == 2000).all() and small.focal_px == pytest.approx(518.86 * 64 / 622)
+    assert (small[0][1] == 2000).all() and small.focal_px == pytest.approx(518.86 * 48 / 464)
 
 
 def damage(folder: Path, how: str) -> Path:

@@ -101,6 +101,100 @@ def test_one_close_up_is_no_wrong_unit(
     assert run_prepare("pairs", *flat, "--scale", 0.001, "--out", tmp_path / "set", "--workers", 1) == 0
 
 
+def far_depth(folder: Path, picture_bytes: Encode) -> None:
+    """Steps of 1/256 m: half of each frame without, a quarter at 40 m, a quarter at 90 m."""
+    steps = np.zeros((32, 48), np.uint16)
+    steps[:16, :24], steps[:16, 24:] = 40 * 256, 90 * 256
+    for path in folder.iterdir():
+        path.write_bytes(picture_bytes(steps))
+
+
+def test_far_depth_is_kept_and_what_is_farther_is_invalid(
+    flat: tuple[Path, Path],
+    tmp_path: Path,
+    run_prepare: Run,
+    picture_bytes: Encode,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    far_depth(flat[1], picture_bytes)
+    source = ["pairs", *flat, "--scale", 1 / 256, "--workers", 1, "--camera", "car"]
+    assert run_prepare(*source, "--max-depth", 80, "--out", tmp_path / "80") == 0
+    assert "50.00% of the pixels with depth lie outside 0.001 to 80 m" in capsys.readouterr().err
+    data = ShardDataset(tmp_path / "80", "train")
+    assert (data.depth_unit, data.depth_range) == (1 / 256, (0.001, 80.0))
+    assert data.info["camera"] == "car" and data.info["outside_range"] == 0.5
+    assert np.unique(data[0][1]).tolist() == [0, 40 * 256]
+
+    assert run_prepare(*source, "--max-depth", 100, "--out", tmp_path / "100") == 0
+    assert "outside" not in capsys.readouterr().err
+    data = ShardDataset(tmp_path / "100", "train")
+    assert data.encoded(0)[1] == (flat[1] / "000.png").read_bytes() and "outside_range" not in data.info
+
+    assert run_prepare(*source, "--max-depth", 60, "--out", tmp_path / "60") == 0  # millimetres reach
+    data = ShardDataset(tmp_path / "60", "train")
+    assert data.depth_unit == 0.001 and data[0][1].max() == 40_000
+    unit = ["--max-depth", 60, "--depth-unit", 1 / 256, "--out", tmp_path / "chosen"]
+    assert run_prepare(*source, *unit) == 0
+    data = ShardDataset(tmp_path / "chosen", "train")
+    assert data.depth_unit == 1 / 256 and data[0][1].max() == 40 * 256
+    assert run_prepare("verify", tmp_path / "80", "--full", "--workers", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ("--max-depth", 300),
+            "--max-depth 300: 16 bits of 0.00390625 m reach 256 m; --depth-unit 0.0048 reaches it",
+        ),
+        (("--max-depth", 80, "--depth-unit", "mm"), "reach 65.53 m"),
+        (("--min-depth", 12), "--min-depth 12, --max-depth 10: expected a range"),
+        (("--max-depth", "nan"), "--max-depth nan: expected a positive number"),
+    ],
+)
+def test_bad_range(
+    flat: tuple[Path, Path],
+    tmp_path: Path,
+    run_prepare: Run,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    says: str,
+) -> None:
+    assert run_prepare("pairs", *flat, "--scale", 0.001, *arguments, "--out", tmp_path / "set") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_frame_without_valid_depth_is_skipped_and_named(
+    flat: tuple[Path, Path],
+    tmp_path: Path,
+    run_prepare: Run,
+    picture_bytes: Encode,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (flat[1] / "001.png").write_bytes(picture_bytes(np.zeros((32, 48), np.uint16)))
+    (flat[1] / "004.png").write_bytes(picture_bytes(np.full((32, 48), 12_000, np.uint16)))
+    source = ["pairs", *flat, "--scale", 0.001, "--workers", 1]
+    assert run_prepare(*source, "--out", tmp_path / "set") == 2
+    assert "train sample '001': no valid depth: none from 0.001 to 10 m (1 of 6" in capsys.readouterr().err
+    # The only val frame is the second one.
+    (flat[1] / "004.png").write_bytes(picture_bytes(np.full((32, 48), 9_000, np.uint16)))
+    assert run_prepare(*source, "--out", tmp_path / "set", "--max-bad", 0.2) == 0
+    error = capsys.readouterr().err
+    assert "skipped train sample '001': no valid depth" in error and "set: 1 frames were skipped" in error
+    assert ShardDataset(tmp_path / "set", "train").keys == ["000", "002", "003"]
+
+
+def test_a_size_of_another_aspect_is_refused_before_anything_is_written(
+    flat: tuple[Path, Path], tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--scale", 0.001, "--size", "32x32", "--max-bad", 0.9, "--out", tmp_path / "set"]
+    assert run_prepare("pairs", *flat, *arguments, "--workers", 1) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith("--size 32x32 cuts 33% off a picture of 32x48; --size 26x39 keeps it whole\n")
+    assert not (tmp_path / "set").exists() and not (tmp_path / "set.part").exists()
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

@@ -128,8 +128,16 @@ def test_full_looks_at_every_sample(tmp_path: Path) -> None:
 def test_wrong_unit(tmp_path: Path) -> None:
     folder = build(tmp_path / "set", a=sample(0.002), b=sample(0.003))
     assert [line[line.index("median") :] for line in problems(folder)] == [
-        "median depth 0.0025 is not in metres (0.3 to 20 expected); the likely scale is 1000"
+        "median depth 0.0025 is not in metres (0.3 to 20 expected of depth up to 10 m); if that range (--max-depth) "
+        "is right, the likely scale is 1000"
     ]
+
+
+def test_a_frame_without_valid_depth_is_named(tmp_path: Path) -> None:
+    folder = build(tmp_path / "set", a=sample(), b=sample(0.0), c=sample(30.0), d=sample(3.0))
+    found = list(problems(folder, full=True))
+    assert len(found) == 2
+    assert "sample 'b' has no depth from 0.001 to 10 m" in found[0] and "'c'" in found[1]
 
 
 def test_a_digest_that_was_edited(folder: Path) -> None:

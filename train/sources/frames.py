@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from depthzoo.data.codec import MILLIMETRE
+from depthzoo.data.shards import DEFAULT_RANGE
+
 SPLITS = ("train", "val", "test")
 
 
@@ -29,7 +32,7 @@ class Frame:
         depth: float (H, W), metres along the optical axis; 0 or not finite where invalid.
         focal_px: focal length in pixels of this picture.
         image_file: ("jpg" or "png", bytes) that decode to ``image``, where the source has them.
-        depth_file: bytes of a 16-bit millimetre PNG that decode to ``depth``, where the source has them.
+        depth_file: bytes of a 16-bit PNG in the source's ``depth_unit`` that decode to ``depth``, where it has them.
         inside: rows and columns within the blank border of the picture, which train frames go without.
     """
 
@@ -68,14 +71,18 @@ class Source(ABC):
     Attributes:
         name: of the command.
         arguments: what the user chose, as JSON; other arguments make another data set.
-        about: goes into ``dataset.json``: terms and the like.
+        about: goes into ``dataset.json``: terms, the camera's name and the like.
         scale: metres per unit that the user stated; a refusal of the unit names a better one.
+        depth_unit: metres per step of the depth that is stored.
+        depth_range: least and largest valid depth, metres.
     """
 
     name: ClassVar[str]
     arguments: dict[str, Any]
     about: dict[str, Any]
     scale: float = 1.0
+    depth_unit: float = MILLIMETRE
+    depth_range: tuple[float, float] = DEFAULT_RANGE
 
     @abstractmethod
     def items(self) -> list[Item]:

@@ -2,8 +2,9 @@
 
 import re
 
-# Kinect v1, undistorted, for pictures 640 wide.
-FOCAL_PX = 518.86
+from depthzoo.camera import CANONICAL_FOCAL
+
+CAMERA = "Kinect v1 of NYU Depth V2"  # undistorted; the canonical camera
 TERMS = "NYU Depth V2: research use; cite Silberman et al., ECCV 2012"
 # A white border of 6 to 8 pixels surrounds the undistorted frames; these rows and columns are inside it by 2.
 INSIDE = (slice(8, 472), slice(9, 631))
@@ -13,7 +14,7 @@ VAL_SHARE = 0.02
 
 def focal_px(width: int) -> float:
     """Focal length in pixels of a whole frame scaled to ``width``."""
-    return FOCAL_PX * width / 640
+    return CANONICAL_FOCAL * width
 
 
 def inside(shape: tuple[int, ...]) -> tuple[slice, slice] | None:

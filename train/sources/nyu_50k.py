@@ -37,7 +37,7 @@ class Nyu50k(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.arguments = {}
-        self.about = {"truth": "filled", "terms": nyu.TERMS}
+        self.about = {"truth": "filled", "terms": nyu.TERMS, "camera": nyu.CAMERA}
 
     def open(self) -> AbstractContextManager[zipfile.ZipFile | None]:
         if self.path.is_dir():

@@ -37,7 +37,7 @@ class NyuH5(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.arguments = {}
-        self.about = {"truth": "filled", "terms": nyu.TERMS}
+        self.about = {"truth": "filled", "terms": nyu.TERMS, "camera": nyu.CAMERA}
 
     def items(self) -> list[Item]:
         if not self.path.exists():

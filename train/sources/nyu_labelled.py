@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from train.sources.frames import Frame, FrameError, Item, Source, SourceError
-from train.sources.nyu import FOCAL_PX, TERMS, inside
+from train.sources.nyu import CAMERA, TERMS, focal_px, inside
 
 VAL_FRAMES = 95
 ARRAYS = {"filled": "depths", "raw": "rawDepths"}
@@ -61,7 +61,7 @@ class NyuLabelled(Source):
     def __init__(self, path: Path, depth: str = "filled", fold: int = 0) -> None:
         self.path, self.array, self.fold = path, ARRAYS[depth], fold
         self.arguments = {"depth": depth} | ({"fold": fold} if fold else {})
-        self.about = {"truth": depth, "terms": TERMS}
+        self.about = {"truth": depth, "terms": TERMS, "camera": CAMERA}
 
     def items(self) -> list[Item]:
         if not self.path.is_file():
@@ -105,6 +105,5 @@ class NyuLabelled(Source):
             metres = handle[self.array][item.where].T
         except OSError as error:
             raise FrameError(f"{self.path}: frame {item.where}: {error}") from None
-        return Frame(
-            item.split, item.key, np.ascontiguousarray(image), metres, FOCAL_PX, inside=inside(image.shape)
-        )
+        image, focal = np.ascontiguousarray(image), focal_px(image.shape[1])
+        return Frame(item.split, item.key, image, metres, focal, inside=inside(image.shape))

@@ -39,7 +39,7 @@ class NyuSync(Source):
         self.path = path
         self.lists = {"train": train_list, "test": test_list}
         self.arguments = {}
-        self.about = {"truth": "raw", "terms": nyu.TERMS}
+        self.about = {"truth": "raw", "terms": nyu.TERMS, "camera": nyu.CAMERA}
 
     def items(self) -> list[Item]:
         if not self.path.is_dir():

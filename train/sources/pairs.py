@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from depthzoo.data.codec import LAST_STEP, unit_for
+from depthzoo.data.shards import DEFAULT_RANGE
 from train.sources import nyu
 from train.sources.decode import decode_image, decode_steps
 from train.sources.frames import SPLITS, Frame, FrameError, Item, Source, SourceError
@@ -31,17 +33,52 @@ class Pairs(Source):
         scale: metres per unit of depth.
         focal: focal length in pixels of the pictures as they are; by default that of NYU's camera, which has
             a horizontal field of view of 63 degrees.
+        depth_range: least and largest valid depth, metres; what is outside becomes invalid.
+        depth_unit: metres per step of the stored depth; by default millimetres, or 1/256 m where they do not reach.
+        camera: its name.
     """
 
     name = "pairs"
 
-    def __init__(self, pictures: Path, depths: Path, scale: float, focal: float | None = None) -> None:
-        for flag, value in (("--scale", scale), ("--focal", focal)):
+    def __init__(
+        self,
+        pictures: Path,
+        depths: Path,
+        scale: float,
+        focal: float | None = None,
+        depth_range: tuple[float, float] = DEFAULT_RANGE,
+        depth_unit: float | None = None,
+        camera: str | None = None,
+    ) -> None:
+        near, far = depth_range
+        unit = unit_for(far) if depth_unit is None else depth_unit
+        numbers = {
+            "--scale": scale,
+            "--focal": focal,
+            "--min-depth": near,
+            "--max-depth": far,
+            "--depth-unit": unit,
+        }
+        for flag, value in numbers.items():
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SourceError(f"{flag} {value}: expected a positive number")
+        if near >= far:
+            raise SourceError(f"--min-depth {near:g}, --max-depth {far:g}: expected a range")
+        if far > LAST_STEP * unit:
+            raise SourceError(
+                f"--max-depth {far:g}: 16 bits of {unit:g} m reach {LAST_STEP * unit:.4g} m; "
+                f"--depth-unit {1.05 * far / LAST_STEP:.2g} reaches it"
+            )
         self.pictures, self.depths, self.scale, self.focal = pictures, depths, scale, focal
-        self.arguments = {"scale": scale, "focal": focal}
-        self.about = {}
+        self.depth_range, self.depth_unit = (near, far), unit
+        self.arguments = {
+            "scale": scale,
+            "focal": focal,
+            "depth_range": [near, far],
+            "depth_unit": unit,
+            "camera": camera,
+        }
+        self.about = {"camera": camera} if camera else {}
 
     def items(self) -> list[Item]:
         pictures, depths = _listing(self.pictures, PICTURES), _listing(self.depths, DEPTHS)
@@ -85,7 +122,7 @@ class Pairs(Source):
             steps.astype(np.float32) * np.float32(self.scale),
             self.focal or nyu.focal_px(image.shape[1]),
             image_file,
-            content if wide and self.scale == 0.001 else None,
+            content if wide and self.scale == self.depth_unit else None,
         )
 
 

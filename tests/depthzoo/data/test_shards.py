@@ -152,9 +152,52 @@ def test_jpeg_at_full_chroma() -> None:
 def test_depth_encoding_by_hand() -> None:
     metres = np.array([[0.001, 2.3456, 9.9955, 65.535], [np.nan, np.inf, -np.inf, -1.0], [0, 4e-4, 6e-4, 70]])
     decoded = np.asarray(Image.open(io.BytesIO(encode_depth(metres.astype(np.float32)))))
-    # Not finite, not positive and under half a millimetre: invalid. Beyond 16 bits: the farthest there is.
-    np.testing.assert_array_equal(decoded, [[1, 2346, 9996, 65535], [0, 0, 0, 0], [0, 0, 1, 65535]])
+    # Not finite, not positive, under half a millimetre and beyond 16 bits: invalid.
+    np.testing.assert_array_equal(decoded, [[1, 2346, 9996, 65535], [0, 0, 0, 0], [0, 0, 1, 0]])
     assert decoded.dtype == np.uint16
+
+
+def test_depth_outside_the_range_is_invalid() -> None:
+    metres = np.array([[0.4, 0.5, 30.0, 80.0], [80.1, 255.9, 300.0, np.nan]], np.float32)
+    decoded = np.asarray(Image.open(io.BytesIO(encode_depth(metres, 1 / 256, (0.5, 80.0)))))
+    np.testing.assert_array_equal(decoded, [[0, 128, 7680, 20480], [0, 0, 0, 0]])
+    decoded = np.asarray(Image.open(io.BytesIO(encode_depth(metres, depth_range=(0.001, 10.0)))))
+    np.testing.assert_array_equal(decoded, [[400, 500, 0, 0], [0, 0, 0, 0]])
+
+
+def test_unit_range_and_camera_are_stated(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train") as writer:
+        image, depth = sample(0)
+        writer.write("a", *encode_image(image), encode_depth(depth, 1 / 256))
+    splits = {"train": {**writer.entry, "focal_px": 9.0}}
+    write_dataset(tmp_path, splits, 1 / 256, (0.5, 80.0), camera="car")
+    about = read_dataset(tmp_path)
+    assert (about["depth_unit"], about["depth_range"], about["camera"]) == (1 / 256, [0.5, 80.0], "car")
+    data = ShardDataset(tmp_path, "train")
+    assert (data.depth_unit, data.depth_range) == (1 / 256, (0.5, 80.0))
+    np.testing.assert_array_equal(data[0][1], np.rint(depth * 256))
+
+
+def test_a_set_that_states_neither_is_in_millimetres_up_to_ten_metres(folder: Path) -> None:
+    edit(folder, lambda content: [content.pop(key) for key in ("depth_unit", "depth_range")])
+    data = ShardDataset(folder, "train")
+    assert (data.depth_unit, data.depth_range) == (0.001, (0.001, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("depth_unit", "inch", "inch"),
+        ("depth_unit", 0, "depth_unit 0"),
+        ("depth_range", [5, 1], "expected 0 < least < largest"),
+        ("depth_range", [1], "expected 2"),
+        ("depth_range", None, "not iterable"),
+    ],
+)
+def test_a_bad_unit_or_range(folder: Path, key: str, value: Any, says: str) -> None:
+    edit(folder, lambda content: content.update({key: value}))
+    with pytest.raises(DatasetError, match=f"dataset.json: .*{says}"):
+        ShardDataset(folder, "train")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
