@@ -6,16 +6,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 
 from depthzoo import catalog, visualize
-from depthzoo.images import Pixels, load_image
+from depthzoo.camera import focal_length
+from depthzoo.images import Pixels, load_with_focal
 from depthzoo.inputs import find_pictures, unique_stems
 from depthzoo.prediction import Prediction
-from depthzoo.predictor import predictor, select_device
+from depthzoo.predictor import Focal, predictor, select_device
 from depthzoo.registry import closest
 from depthzoo.version import __version__
 
@@ -25,7 +26,7 @@ OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], N
     "npy": (".npy", lambda p, path, _: p.save_npy(path)),
     "color": (".color.png", lambda p, path, options: p.save_color(path, options.colormap)),
     "panel": (".panel.png", lambda p, path, options: p.save_panel(path, colormap=options.colormap)),
-    "ply": (".ply", lambda p, path, options: p.save_ply(path, options.fov)),
+    "ply": (".ply", lambda p, path, _: p.save_ply(path)),
 }
 COLORED = {"color", "panel"}
 FEW = 10  # up to so many pictures get a line each, more get a progress bar
@@ -113,11 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--colormap", default=visualize.DEFAULT_COLORMAP, metavar="NAME", help="of matplotlib's (%(default)s)"
     )
-    add(
-        "--fov",
-        type=_fov,
-        metavar="DEGREES",
-        help="horizontal field of view for ply (that of the weights' camera)",
+    camera = command.add_mutually_exclusive_group()
+    camera.add_argument(
+        "--focal",
+        type=_focal,
+        metavar="PX|canonical",
+        help="focal length in pixels of the pictures, or canonical: that of the weights' camera "
+        "(what EXIF states; canonical where it states none)",
+    )
+    camera.add_argument(
+        "--fov", type=_fov, metavar="DEGREES", help="horizontal field of view, in place of --focal"
     )
     add(
         "--flip", action="store_true", help="average with the mirrored picture: a little better, half as fast"
@@ -135,10 +141,22 @@ def _positive(text: str) -> int:
 
 def _fov(text: str) -> float:
     try:
-        visualize.focal_length(1, float(text))
+        focal_length(1, float(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected degrees between 1 and 179, not {text!r}") from None
     return float(text)
+
+
+def _focal(text: str) -> float | Literal["canonical"]:
+    if text == "canonical":
+        return "canonical"
+    try:
+        pixels = float(text)
+    except ValueError:
+        pixels = 0.0
+    if not 0 < pixels < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected pixels above 0, or canonical, not {text!r}")
+    return pixels
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -200,10 +218,13 @@ def _predict(options: argparse.Namespace) -> int:
     with tqdm(total=len(paths), unit="picture", disable=True if few else None) as bar:
         stems = dict(zip(paths, unique_stems(paths), strict=True))
         for chunk in _chunks(paths, run.batch_size, failures, bar):
-            for path, prediction in zip(chunk, run([*chunk.values()]), strict=True):
+            images = [image for image, _ in chunk.values()]
+            focals = [_camera(*loaded, options) for loaded in chunk.values()]
+            predictions = run(images, [focal for focal, _ in focals])
+            for path, prediction, (_, origin) in zip(chunk, predictions, focals, strict=True):
                 written = _write(prediction, stems[path], options)
                 if few:
-                    print(_describe(path, prediction, written))
+                    print(_describe(path, prediction, origin, written))
                 done += 1
                 bar.update()
     print(
@@ -212,20 +233,31 @@ def _predict(options: argparse.Namespace) -> int:
     return _complain(f"{len(failures)} of {len(failures) + done} could not be read", 1) if failures else 0
 
 
-def _chunks(paths: list[Path], count: int, failures: list[str], bar: Any) -> Iterator[dict[Path, Pixels]]:
-    """Decoded pictures, ``count`` together; one that cannot be read is told, noted and left out."""
-    chunk: dict[Path, Pixels] = {}
+def _camera(image: Pixels, exif: float | None, options: argparse.Namespace) -> tuple[Focal, str]:
+    """The focal length of a picture, and where it comes from."""
+    if options.fov is not None:
+        return focal_length(image.shape[1], options.fov), "given"
+    if options.focal == "canonical" or (options.focal is None and exif is None):
+        return "canonical", "canonical"
+    return (exif, "EXIF") if options.focal is None else (options.focal, "given")
+
+
+def _chunks(
+    paths: list[Path], count: int, failures: list[str], bar: Any
+) -> Iterator[dict[Path, tuple[Pixels, float | None]]]:
+    """Decoded pictures and EXIF's focal lengths, ``count`` together; unreadable ones are reported and skipped."""
+    chunk: dict[Path, tuple[Pixels, float | None]] = {}
     pixels = 0
     for path in paths:
         try:
-            image = load_image(path)
+            image, exif = load_with_focal(path)
         except (OSError, ValueError) as error:
             failures.append(str(error))
             with bar.external_write_mode(file=sys.stderr):
                 _complain(str(error), 0)
             bar.update()
             continue
-        chunk[path] = image
+        chunk[path] = image, exif
         pixels += image.size // 3
         if len(chunk) == count or pixels > CHUNK_PIXELS:
             yield chunk
@@ -243,10 +275,10 @@ def _write(prediction: Prediction, stem: str, options: argparse.Namespace) -> li
     return written
 
 
-def _describe(path: Path, prediction: Prediction, written: list[Path]) -> str:
+def _describe(path: Path, prediction: Prediction, origin: str, written: list[Path]) -> str:
     depth = prediction.depth
     near, middle, far = float(depth.min()), float(np.median(depth)), float(depth.max())
     return (
         f"{path}: {depth.shape[1]}x{depth.shape[0]}, near {near:.2f} m, median {middle:.2f} m, "
-        f"far {far:.2f} m -> {', '.join(map(str, written))}"
+        f"far {far:.2f} m, focal length {prediction.focal_px:.0f} px ({origin}) -> {', '.join(map(str, written))}"
     )

@@ -196,17 +196,6 @@ def _cell(
     return np.asarray(cell)
 
 
-def focal_length(width: int, fov: float) -> float:
-    """Pixels, from the horizontal field of view in degrees of a picture ``width`` pixels wide.
-
-    Raises:
-        ValueError: unless 1 < fov < 179.
-    """
-    if not 1 < fov < 179:
-        raise ValueError(f"fov must be between 1 and 179 degrees, got {fov:g}")
-    return width / 2 / math.tan(math.radians(fov) / 2)
-
-
 def write_ply(file: IO[bytes], depth: NDArray[Any], image: Pixels, focal: float) -> None:
     """Writes a binary little-endian PLY point cloud, one vertex a pixel in row order.
 

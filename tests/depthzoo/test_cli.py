@@ -55,18 +55,13 @@ def names(folder: Path) -> list[str]:
 def test_predict_writes_every_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     save("photo.png", red=1)
-    assert (
-        cli.main(
-            ["predict", "photo.png", "--out", "a/b", "--save", "depth16,npy,color,panel,ply", "--fov", "60"]
-        )
-        == 0
-    )
+    assert cli.main(["predict", "photo.png", "--out", "a/b", "--save", "depth16,npy,color,panel,ply"]) == 0
     suffixes = [".color.png", ".depth.png", ".npy", ".panel.png", ".ply"]
     assert names(folder / "a/b") == [f"photo{suffix}" for suffix in suffixes]
     with Image.open("a/b/photo.depth.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.full((32, 48), 3000))
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("photo.png: 48x32, near 3.00 m, median 3.00 m, far 3.00 m -> ")
+    assert first.startswith("photo.png: 48x32, near 3.00 m, median 3.00 m, far 3.00 m, focal length 39 px")
     assert os.path.join("a/b", "photo.depth.png") in first
     assert last == f"1 picture: depth16, npy, color, panel, ply in a/b{os.sep}"
 
@@ -154,6 +149,9 @@ def test_existing_outputs_are_replaced_and_not_predicted(folder: Path) -> None:
         (["a.png", "--device", "cuda:99"], "is not there"),
         (["a.png", "--fov", "180"], "expected degrees between 1 and 179, not '180'"),
         (["a.png", "--fov", "wide"], "expected degrees between 1 and 179, not 'wide'"),
+        (["a.png", "--focal", "0"], "expected pixels above 0, or canonical, not '0'"),
+        (["a.png", "--focal", "kinect"], "expected pixels above 0, or canonical, not 'kinect'"),
+        (["a.png", "--focal", "50", "--fov", "60"], "not allowed with"),
         (["a.png", "--size", "480"], "expected HEIGHTxWIDTH"),
         (["a.png", "--size", "16x640"], "expected HEIGHTxWIDTH"),
         (["a.png", "--batch-size", "0"], "expected a whole number from 1, not '0'"),

@@ -110,7 +110,7 @@ def test_ply_read_back(tmp_path: Path) -> None:
     depth = rng.uniform(0.5, 5, (4, 6)).astype(np.float32)
     depth[0, 0], depth[3, 5] = 10, 0.001  # the clip limits are kept
     image = rng.integers(0, 256, (4, 6, 3), np.uint8)
-    Prediction(depth, image).save_ply(tmp_path / "a.ply", fov=90)
+    Prediction(depth, image, focal_px=3).save_ply(tmp_path / "a.ply")
     header, points = parse_ply(tmp_path / "a.ply")
     assert header[:2] == ["ply", "format binary_little_endian 1.0"]
     assert "element vertex 24" in header and len(points) == 24
@@ -120,7 +120,7 @@ def test_ply_read_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         np.stack([points[c] for c in ("red", "green", "blue")], -1).reshape(4, 6, 3), image
     )
-    # 90 degrees across 6 pixels: focal length 3 px, the axis between columns 2 and 3, rows 1 and 2.
+    # The axis between columns 2 and 3, rows 1 and 2.
     rows, columns = np.mgrid[:4, :6]
     np.testing.assert_allclose(points["x"].reshape(4, 6), (columns - 2.5) / 3 * depth, rtol=1e-5)
     np.testing.assert_allclose(points["y"].reshape(4, 6), (rows - 1.5) / 3 * depth, rtol=1e-5)
@@ -135,19 +135,8 @@ def test_ply_of_the_kinect_by_default(tmp_path: Path, shape: tuple[int, int]) ->
     assert points["y"].max() == pytest.approx((shape[0] / 2 - 0.5) / 518.86, rel=1e-5)
 
 
-def test_kinect_is_63_degrees_across() -> None:
-    assert visualize.focal_length(640, 63.33) == pytest.approx(518.86, rel=1e-3)
-
-
-@pytest.mark.parametrize("fov", [1, 179, 0, -60, 360, float("nan"), float("inf")])
-def test_impossible_fields_of_view(tmp_path: Path, fov: float) -> None:
-    with pytest.raises(ValueError, match="fov must be between 1 and 179 degrees"):
-        Prediction(RAMP, BLACK).save_ply(tmp_path / "a.ply", fov=fov)
-    assert not list(tmp_path.iterdir())
-
-
 def test_ply_of_a_large_picture_is_written_in_strips(tmp_path: Path) -> None:
     depth = np.arange(1100 * 1000, dtype=np.float32).reshape(1100, 1000)
-    Prediction(depth, np.zeros((1100, 1000, 3), np.uint8)).save_ply(tmp_path / "a.ply", fov=60)
+    Prediction(depth, np.zeros((1100, 1000, 3), np.uint8)).save_ply(tmp_path / "a.ply")
     _, points = parse_ply(tmp_path / "a.ply")
     np.testing.assert_array_equal(points["z"], depth.ravel())
