@@ -13,6 +13,7 @@ import torch
 
 from depthzoo import catalog, visualize
 from depthzoo.camera import focal_length
+from depthzoo.colormaps import COLORMAPS
 from depthzoo.images import Pixels, load_with_focal
 from depthzoo.inputs import find_pictures, unique_stems
 from depthzoo.prediction import Prediction
@@ -28,7 +29,6 @@ OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], N
     "panel": (".panel.png", lambda p, path, options: p.save_panel(path, colormap=options.colormap)),
     "ply": (".ply", lambda p, path, _: p.save_ply(path)),
 }
-COLORED = {"color", "panel"}
 FEW = 10  # up to so many pictures get a line each, more get a progress bar
 CHUNK_PIXELS = 64_000_000  # pictures that are decoded at a time: at most so many pixels
 
@@ -112,7 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"any of {', '.join(OUTPUTS)}; depth16 is a PNG of millimetres (depth16,color)",
     )
     add(
-        "--colormap", default=visualize.DEFAULT_COLORMAP, metavar="NAME", help="of matplotlib's (%(default)s)"
+        "--colormap",
+        type=_colormap,
+        default=visualize.DEFAULT_COLORMAP,
+        metavar="NAME",
+        help=f"{', '.join(COLORMAPS)} (%(default)s)",
     )
     camera = command.add_mutually_exclusive_group()
     camera.add_argument(
@@ -145,6 +149,14 @@ def _fov(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected degrees between 1 and 179, not {text!r}") from None
     return float(text)
+
+
+def _colormap(text: str) -> str:
+    try:
+        visualize.palette(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _focal(text: str) -> float | Literal["canonical"]:
@@ -187,11 +199,6 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    if COLORED & set(options.save):
-        try:
-            visualize.palette(options.colormap)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}; or leave colours out: --save depth16,npy,ply") from None
     device = select_device(options.device)
     paths, failures = find_pictures(options.inputs, options.recursive)
     if not paths:

@@ -238,11 +238,10 @@ def test_npy_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG"])
 def test_color_and_panel_files(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
     prediction = Predictor(Columns(), "cpu", SIZE)(picture(*SIZE))
-    prediction.save_color(tmp_path / f"c.{suffix}", "viridis")
+    prediction.save_color(tmp_path / f"c.{suffix}", "magma")
     prediction.save_panel(tmp_path / f"p.{suffix}", truth=prediction.depth)
-    for name, pixels in (("c", prediction.colored("viridis")), ("p", prediction.panel(prediction.depth))):
+    for name, pixels in (("c", prediction.colored("magma")), ("p", prediction.panel(prediction.depth))):
         with Image.open(tmp_path / f"{name}.{suffix}") as image:
             assert image.format == ("PNG" if suffix == "png" else "JPEG")
             assert image.size == pixels.shape[1::-1]
