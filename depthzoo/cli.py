@@ -17,7 +17,7 @@ from depthzoo.colormaps import COLORMAPS
 from depthzoo.images import Pixels, load_with_focal
 from depthzoo.inputs import find_pictures, unique_stems
 from depthzoo.prediction import Prediction
-from depthzoo.predictor import Focal, predictor, select_device
+from depthzoo.predictor import DEFAULT_MODEL, Focal, predictor, select_device
 from depthzoo.registry import closest
 from depthzoo.version import __version__
 
@@ -81,19 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
 
     command = commands.add_parser("info", help="all about one model and its weights")
-    command.add_argument("name", metavar="NAME")
+    command.add_argument(
+        "name", metavar="NAME|FILE|RUN", help="a model, a .safetensors file or a run's folder"
+    )
     command.set_defaults(run=_info)
 
     command = commands.add_parser("predict", help="depth of pictures")
     command.set_defaults(run=_predict)
     add = command.add_argument
     add("inputs", nargs="+", metavar="IMAGE|DIR|GLOB", help="pictures; of a folder, all that it holds")
-    add("--model", default="unet_resnet50", metavar="NAME", help="see `depthzoo list` (%(default)s)")
+    add("--model", metavar="NAME", help=f"see `depthzoo list` (that of the weights file, or {DEFAULT_MODEL})")
     add(
         "--weights",
         default="DEFAULT",
-        metavar="TAG|FILE",
-        help="a tag or a .safetensors file (the model's default)",
+        metavar="TAG|FILE|RUN",
+        help="a tag, a .safetensors file or a run's folder (the model's default)",
     )
     add(
         "--out",

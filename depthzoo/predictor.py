@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from depthzoo import weights as zoo_weights
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale
 from depthzoo.images import ImageSource, load_image, load_with_focal, reworded
 from depthzoo.prediction import Prediction
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 DEFAULT_SIZE = (480, 640)
+DEFAULT_MODEL = "unet_resnet50"
 Several: TypeAlias = list[Any] | tuple[Any, ...]
 # Pixels, the canonical camera's, or None: EXIF's, and the canonical camera's where EXIF states none.
 Focal: TypeAlias = float | Literal["canonical"] | None
@@ -154,7 +156,7 @@ class Predictor:
 
 
 def predictor(
-    name: str = "unet_resnet50",
+    name: str | None = None,
     weights: Any = "DEFAULT",
     device: str | torch.device | None = None,
     *,
@@ -169,8 +171,9 @@ def predictor(
     >>> predict("photo.jpg").depth       # (H, W) float32, metres
 
     Args:
-        name: of ``depthzoo.list_models()``; not called ``model``, which torch.hub.load takes for itself.
-        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file, or None (random).
+        name: of ``depthzoo.list_models()``; not called ``model``, which torch.hub.load takes for itself. If None,
+            the model that the weights file is for, and without one unet_resnet50.
+        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file or a run's folder, or None (random).
         device, size, batch_size, flip: see :class:`Predictor`.
         **options: the model builder's own.
 
@@ -178,6 +181,9 @@ def predictor(
         ValueError: unknown model or weights, with the closest names; and what :class:`Predictor` raises.
     """
     device = select_device(device)
+    if name is None:
+        own = zoo_weights.is_path(DEFAULT_MODEL, weights)
+        name = zoo_weights.model_of(weights) if own else DEFAULT_MODEL
     return Predictor(
         create_model(name, weights=weights, **options), device, size, batch_size=batch_size, flip=flip
     )

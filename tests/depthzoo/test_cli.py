@@ -181,6 +181,25 @@ def test_unknown_model_and_weights(
         assert message in error_of(capsys)
 
 
+def test_weights_of_a_file_or_a_run_bring_their_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save("a.png")
+    Path("run").mkdir()
+    weights.write_weights(unet_mobilenet_v3(weights=None), Path("run/model.safetensors"), {"size": [32, 64]})
+    for path in ("run", "run/model.safetensors"):
+        assert cli.main(["predict", "a.png", "--weights", path, "--save", "npy", "--device", "cpu"]) == 0
+        assert np.load("out/a.npy").mean() == pytest.approx(2.54, abs=0.5)
+        Path("out/a.npy").unlink()
+        capsys.readouterr()
+        assert cli.main(["predict", "a.png", "--model", "unet_resnet50", "--weights", path]) == 2
+        message = error_of(capsys)
+        assert message.endswith("model.safetensors: holds weights of unet_mobilenet_v3, not of unet_resnet50")
+    assert cli.main(["predict", "a.png", "--weights", "absent.safetensors"]) == 2
+    assert "absent.safetensors: weights file does not exist" in error_of(capsys)
+
+
 def test_every_kind_without_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     save("a.png")
