@@ -174,7 +174,7 @@ def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise DatasetError(f"no data set at {folder}: no such folder")
     if not path.is_file():
         raise DatasetError(
-            f"no data set at {folder}: dataset.json is missing; run python -m train.prepare first"
+            f"no data set at {folder}: dataset.json is missing; run python -m train.prepare in a checkout of depthzoo"
         )
     return parse_dataset(path.read_bytes(), str(path))
 
@@ -290,14 +290,18 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
     def _read_index(path: Path) -> list[list[Any]]:
         index = path.with_suffix(".index.json")
         if not index.is_file():
-            raise DatasetError(f"{index} is missing; run python -m train.prepare again")
+            raise DatasetError(
+                f"{index} is missing; run python -m train.prepare in a checkout of depthzoo again"
+            )
         try:
             rows: list[list[Any]] = json.loads(index.read_text(encoding="utf-8"))
             for key, extension, *places in rows:
                 if not all(isinstance(x, t) for x, t in zip((key, extension, *places), ROW, strict=True)):
                     raise ValueError(f"sample {key!r} is {places}")
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"{index} is no index ({error}); run python -m train.prepare again") from None
+            raise DatasetError(
+                f"{index} is no index ({error}); run python -m train.prepare in a checkout of depthzoo again"
+            ) from None
         return rows
 
     def __len__(self) -> int:
