@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from depthzoo.registry import MODELS, closest, create_model, list_models
 
 
 def table(pattern: str | None = None) -> str:
-    """One line a model: parameters, size, metrics of the default weights ("-" without), tags, default first.
+    """One line a model: parameters, then of the default weights ("-" without) the file's size, the working size and
+    the metrics, then all tags, default first.
 
     Raises:
         ValueError: nothing matches the shell-style ``pattern``; has the closest names.
@@ -19,7 +21,7 @@ def table(pattern: str | None = None) -> str:
     names = list_models(pattern)
     if not names:
         raise ValueError(f"no model matches {pattern!r}: {closest(pattern or '', list_models())}")
-    rows = [("NAME", "PARAMETERS", "FILE", "ABSREL", "D1", "WEIGHTS")]
+    rows = [("NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS")]
     for name in names:
         tags = weights.tags(name)
         card = weights.card(name) if tags else {}
@@ -29,6 +31,7 @@ def table(pattern: str | None = None) -> str:
                 name,
                 _number(_parameters(name), 1e-6, "M"),
                 _number(card.get("bytes"), 1e-6, " MB"),
+                "{}x{}".format(*card["size"]) if "size" in card else "-",
                 _number(means.get("abs_rel"), digits=3),
                 _number(means.get("d1"), digits=3),
                 ", ".join(tags) or "-",
@@ -45,11 +48,17 @@ def table(pattern: str | None = None) -> str:
 def describe(name: str) -> str:
     """What a model is (its docstring's first part) and what the cards of its weights say.
 
+    Args:
+        name: of a model; or a path to a weights file or a run's folder, of whose model and card it is then.
+
     Raises:
-        ValueError: unknown name, with the closest ones.
+        ValueError: unknown name, with the closest ones, or a file that cannot be read.
     """
-    summary = (inspect.getdoc(MODELS.get(name)) or "").split("\n\nArgs:")[0]
-    blocks = [name, summary]
+    if name not in list_models() and weights.is_path(name, name):
+        path = weights.find("", Path(name))
+        model = weights.model_of(path)
+        return "\n\n".join([model, _summary(model), _lines([("weights", str(path)), *_facts(_card(path))])])
+    blocks = [name, _summary(name)]
     tags = weights.tags(name)
     if not tags:
         blocks.append(_lines([("parameters", f"{_parameters(name):,}"), ("weights", "none yet")]))
@@ -57,6 +66,14 @@ def describe(name: str) -> str:
         label = f"{tag} (default)" if index == 0 else tag
         blocks.append(_lines([("weights", label), *_facts(weights.card(name, tag))]))
     return "\n\n".join(blocks)
+
+
+def _summary(name: str) -> str:
+    return (inspect.getdoc(MODELS.get(name)) or "").split("\n\nArgs:")[0]
+
+
+def _card(path: Path) -> dict[str, Any]:
+    return weights.read_metadata(path) | {"file": path.name, "bytes": path.stat().st_size}
 
 
 def _parameters(name: str) -> int:
@@ -74,14 +91,11 @@ def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "bytes" in card:
         yield "file", f"{card.get('file', '?')}, {card['bytes'] / 1e6:.1f} MB"
     if "size" in card:
-        yield "size", "{}x{} (height x width)".format(*card["size"])
+        yield "size", "{}x{} (height x width), the working size".format(*card["size"])
     if "depth_range" in card:
         yield "depth", "{} to {} {}".format(*card["depth_range"], card.get("unit", "m"))
     if camera := card.get("camera"):
-        yield (
-            "camera",
-            f"{camera.get('name', '?')}, focal length {camera['focal_px']} px at {camera['at_width']} px",
-        )
+        yield "camera", ", ".join(f"{key} {value}" for key, value in camera.items())
     metrics = card.get("metrics", {})
     if "protocol" in metrics:
         yield "protocol", str(metrics["protocol"])

@@ -6,16 +6,18 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 
 from depthzoo import catalog, visualize
-from depthzoo.images import Pixels, load_image
+from depthzoo.camera import focal_length
+from depthzoo.colormaps import COLORMAPS
+from depthzoo.images import Pixels, load_with_focal
 from depthzoo.inputs import find_pictures, unique_stems
 from depthzoo.prediction import Prediction
-from depthzoo.predictor import predictor, select_device
+from depthzoo.predictor import DEFAULT_MODEL, Focal, predictor, select_device
 from depthzoo.registry import closest
 from depthzoo.version import __version__
 
@@ -25,9 +27,8 @@ OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], N
     "npy": (".npy", lambda p, path, _: p.save_npy(path)),
     "color": (".color.png", lambda p, path, options: p.save_color(path, options.colormap)),
     "panel": (".panel.png", lambda p, path, options: p.save_panel(path, colormap=options.colormap)),
-    "ply": (".ply", lambda p, path, options: p.save_ply(path, options.fov)),
+    "ply": (".ply", lambda p, path, _: p.save_ply(path)),
 }
-COLORED = {"color", "panel"}
 FEW = 10  # up to so many pictures get a line each, more get a progress bar
 CHUNK_PIXELS = 64_000_000  # pictures that are decoded at a time: at most so many pixels
 
@@ -80,19 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
 
     command = commands.add_parser("info", help="all about one model and its weights")
-    command.add_argument("name", metavar="NAME")
+    command.add_argument(
+        "name", metavar="NAME|FILE|RUN", help="a model, a .safetensors file or a run's folder"
+    )
     command.set_defaults(run=_info)
 
     command = commands.add_parser("predict", help="depth of pictures")
     command.set_defaults(run=_predict)
     add = command.add_argument
     add("inputs", nargs="+", metavar="IMAGE|DIR|GLOB", help="pictures; of a folder, all that it holds")
-    add("--model", default="unet_resnet50", metavar="NAME", help="see `depthzoo list` (%(default)s)")
+    add("--model", metavar="NAME", help=f"see `depthzoo list` (that of the weights file, or {DEFAULT_MODEL})")
     add(
         "--weights",
         default="DEFAULT",
-        metavar="TAG|FILE",
-        help="a tag or a .safetensors file (the model's default)",
+        metavar="TAG|FILE|RUN",
+        help="a tag, a .safetensors file or a run's folder (the model's default)",
     )
     add(
         "--out",
@@ -111,13 +114,22 @@ def _parser() -> argparse.ArgumentParser:
         help=f"any of {', '.join(OUTPUTS)}; depth16 is a PNG of millimetres (depth16,color)",
     )
     add(
-        "--colormap", default=visualize.DEFAULT_COLORMAP, metavar="NAME", help="of matplotlib's (%(default)s)"
+        "--colormap",
+        type=_colormap,
+        default=visualize.DEFAULT_COLORMAP,
+        metavar="NAME",
+        help=f"{', '.join(COLORMAPS)} (%(default)s)",
     )
-    add(
-        "--fov",
-        type=_fov,
-        metavar="DEGREES",
-        help="horizontal field of view for ply (that of the weights' camera)",
+    camera = command.add_mutually_exclusive_group()
+    camera.add_argument(
+        "--focal",
+        type=_focal,
+        metavar="PX|canonical",
+        help="focal length in pixels of the pictures, or canonical: that of the weights' camera "
+        "(what EXIF states; canonical where it states none)",
+    )
+    camera.add_argument(
+        "--fov", type=_fov, metavar="DEGREES", help="horizontal field of view, in place of --focal"
     )
     add(
         "--flip", action="store_true", help="average with the mirrored picture: a little better, half as fast"
@@ -135,10 +147,30 @@ def _positive(text: str) -> int:
 
 def _fov(text: str) -> float:
     try:
-        visualize.focal_length(1, float(text))
+        focal_length(1, float(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected degrees between 1 and 179, not {text!r}") from None
     return float(text)
+
+
+def _colormap(text: str) -> str:
+    try:
+        visualize.palette(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _focal(text: str) -> float | Literal["canonical"]:
+    if text == "canonical":
+        return "canonical"
+    try:
+        pixels = float(text)
+    except ValueError:
+        pixels = 0.0
+    if not 0 < pixels < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected pixels above 0, or canonical, not {text!r}")
+    return pixels
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -169,11 +201,6 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    if COLORED & set(options.save):
-        try:
-            visualize.palette(options.colormap)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}; or leave colours out: --save depth16,npy,ply") from None
     device = select_device(options.device)
     paths, failures = find_pictures(options.inputs, options.recursive)
     if not paths:
@@ -200,10 +227,13 @@ def _predict(options: argparse.Namespace) -> int:
     with tqdm(total=len(paths), unit="picture", disable=True if few else None) as bar:
         stems = dict(zip(paths, unique_stems(paths), strict=True))
         for chunk in _chunks(paths, run.batch_size, failures, bar):
-            for path, prediction in zip(chunk, run([*chunk.values()]), strict=True):
+            images = [image for image, _ in chunk.values()]
+            focals = [_camera(*loaded, options) for loaded in chunk.values()]
+            predictions = run(images, [focal for focal, _ in focals])
+            for path, prediction, (_, origin) in zip(chunk, predictions, focals, strict=True):
                 written = _write(prediction, stems[path], options)
                 if few:
-                    print(_describe(path, prediction, written))
+                    print(_describe(path, prediction, origin, written))
                 done += 1
                 bar.update()
     print(
@@ -212,20 +242,31 @@ def _predict(options: argparse.Namespace) -> int:
     return _complain(f"{len(failures)} of {len(failures) + done} could not be read", 1) if failures else 0
 
 
-def _chunks(paths: list[Path], count: int, failures: list[str], bar: Any) -> Iterator[dict[Path, Pixels]]:
-    """Decoded pictures, ``count`` together; one that cannot be read is told, noted and left out."""
-    chunk: dict[Path, Pixels] = {}
+def _camera(image: Pixels, exif: float | None, options: argparse.Namespace) -> tuple[Focal, str]:
+    """The focal length of a picture, and where it comes from."""
+    if options.fov is not None:
+        return focal_length(image.shape[1], options.fov), "given"
+    if options.focal == "canonical" or (options.focal is None and exif is None):
+        return "canonical", "canonical"
+    return (exif, "EXIF") if options.focal is None else (options.focal, "given")
+
+
+def _chunks(
+    paths: list[Path], count: int, failures: list[str], bar: Any
+) -> Iterator[dict[Path, tuple[Pixels, float | None]]]:
+    """Decoded pictures and EXIF's focal lengths, ``count`` together; unreadable ones are reported and skipped."""
+    chunk: dict[Path, tuple[Pixels, float | None]] = {}
     pixels = 0
     for path in paths:
         try:
-            image = load_image(path)
+            image, exif = load_with_focal(path)
         except (OSError, ValueError) as error:
             failures.append(str(error))
             with bar.external_write_mode(file=sys.stderr):
                 _complain(str(error), 0)
             bar.update()
             continue
-        chunk[path] = image
+        chunk[path] = image, exif
         pixels += image.size // 3
         if len(chunk) == count or pixels > CHUNK_PIXELS:
             yield chunk
@@ -243,10 +284,10 @@ def _write(prediction: Prediction, stem: str, options: argparse.Namespace) -> li
     return written
 
 
-def _describe(path: Path, prediction: Prediction, written: list[Path]) -> str:
+def _describe(path: Path, prediction: Prediction, origin: str, written: list[Path]) -> str:
     depth = prediction.depth
     near, middle, far = float(depth.min()), float(np.median(depth)), float(depth.max())
     return (
         f"{path}: {depth.shape[1]}x{depth.shape[0]}, near {near:.2f} m, median {middle:.2f} m, "
-        f"far {far:.2f} m -> {', '.join(map(str, written))}"
+        f"far {far:.2f} m, focal length {prediction.focal_px:.0f} px ({origin}) -> {', '.join(map(str, written))}"
     )

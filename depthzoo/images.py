@@ -9,7 +9,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
@@ -42,6 +42,19 @@ SUFFIXES = frozenset(
 TOLERANCE = 1e-3
 CHANNELS = (1, 3, 4)
 WIDE_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+# EXIF: the tag of the orientation, and what turns each upright; the tags of the lens.
+ORIENTATION, EXIF_IFD, FOCAL_35MM = 0x0112, 0x8769, 0xA405
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FILM_WIDTH = 36.0  # millimetres of a 35 mm film's longer side
+LENSES = range(2, 5001)  # millimetres; whatever else a file states is no lens
 
 
 def load_image(source: ImageSource) -> Pixels:
@@ -65,18 +78,45 @@ def load_image(source: ImageSource) -> Pixels:
             array of another shape, type or range.
         TypeError: something else altogether.
     """
+    return load_with_focal(source)[0]
+
+
+def load_with_focal(source: ImageSource) -> tuple[Pixels, float | None]:
+    """Reads a picture and, where its EXIF states one, the focal length of its camera.
+
+    Args:
+        source: as for :func:`load_image`.
+
+    Returns:
+        The picture as :func:`load_image` returns it, and its focal length in pixels, or None. It is computed
+        from EXIF's FocalLengthIn35mmFilm, whose 36 mm are the picture's longer side. EXIF does not say whether
+        a picture was cropped since.
+
+    Raises:
+        As :func:`load_image`.
+    """
     if isinstance(source, (str, os.PathLike)):
         return _read(Path(source))
     if isinstance(source, Image.Image):
         return _decode(source, "PIL image")
     if isinstance(source, torch.Tensor):
-        return _from_array(_channels_last(source), "tensor")
+        return _from_array(_channels_last(source), "tensor"), None
     if isinstance(source, np.ndarray):
-        return _from_array(source, "array")
+        return _from_array(source, "array"), None
     raise TypeError(f"a picture is a path, a PIL image, an array or a tensor, not {type(source).__name__}")
 
 
-def _read(path: Path) -> Pixels:
+def reworded(error: Exception, text: str) -> Exception:
+    """An exception of the same kind that says ``text``: of the nearest kind that takes a text alone."""
+    for kind in type(error).__mro__:
+        try:
+            return kind(text)
+        except TypeError:  # UnicodeDecodeError, for one, takes five arguments
+            continue
+    return error
+
+
+def _read(path: Path) -> tuple[Pixels, float | None]:
     try:
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder, not a picture")
@@ -90,10 +130,10 @@ def _read(path: Path) -> Pixels:
         if error.errno is None:
             raise
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise type(error)(f"{path}: {reason}") from None
+        raise reworded(error, f"{path}: {reason}") from None
 
 
-def _open(file: IO[bytes], name: str) -> Pixels:
+def _open(file: IO[bytes], name: str) -> tuple[Pixels, float | None]:
     Image.init()
     with warnings.catch_warnings():
         # Pillow warns of damaged metadata, which does not matter here, and of bombs, which does.
@@ -122,8 +162,8 @@ def _identify(file: IO[bytes], name: str) -> Image.Image:
         raise ValueError(f"{name}: cannot be decoded: {_one_line(error)}") from None
 
 
-def _decode(image: Image.Image, name: str) -> Pixels:
-    """Decodes, turns upright, converts. Pillow's decoders raise nearly anything on damaged data."""
+def _decode(image: Image.Image, name: str) -> tuple[Pixels, float | None]:
+    """Decodes and converts to upright RGB. Pillow's decoders raise nearly anything on damaged data."""
     try:
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -132,9 +172,15 @@ def _decode(image: Image.Image, name: str) -> Pixels:
         raise ValueError(f"{name}: cannot be decoded: {_one_line(error)}") from None
     if 0 in image.size:
         raise ValueError(f"{name}: has no pixels ({image.width}x{image.height})")
-    # After load(): Pillow's TIFF reader turns the picture itself, and takes the tag away.
-    if _orientation(image) in range(2, 9):
-        image = ImageOps.exif_transpose(image)
+    focal = _focal_px(image)
+    # After load(): Pillow's TIFF reader turns the picture itself, and takes the tag away. Not exif_transpose, which
+    # writes all tags again and fails on odd ones.
+    if (turn := UPRIGHT.get(_exif(image, ORIENTATION))) is not None:
+        image = image.transpose(turn)
+    return _to_rgb(image, name), focal
+
+
+def _to_rgb(image: Image.Image, name: str) -> Pixels:
     if image.mode in WIDE_MODES:
         return _from_array(_uint16(np.asarray(image), name), name)
     if image.mode == "F":
@@ -150,11 +196,18 @@ def _decode(image: Image.Image, name: str) -> Pixels:
         raise ValueError(f"{name}: cannot convert a picture of mode {image.mode} to RGB: {error}") from None
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif(image: Image.Image, tag: int, ifd: int | None = None) -> int:
+    """A whole number of the picture's EXIF, rounded; 0 where it is absent or unreadable."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        tags = image.getexif()
+        return round(float((tags if ifd is None else tags.get_ifd(ifd)).get(tag, 0)))
     except Exception:
-        return 1
+        return 0
+
+
+def _focal_px(image: Image.Image) -> float | None:
+    film = _exif(image, FOCAL_35MM, EXIF_IFD)
+    return film / FILM_WIDTH * max(image.size) if film in LENSES else None
 
 
 def _uint16(values: NDArray[Any], name: str) -> NDArray[Any]:

@@ -66,11 +66,12 @@ class DepthLoss(nn.Module):
         """The loss, a float32 scalar.
 
         Raises:
-            ValueError: for shapes that differ, or a mask that is not bool.
+            ValueError: unless all three are (N, 1, H, W) of one shape and the mask is bool.
         """
-        if not prediction.shape == target.shape == mask.shape:
+        shape = prediction.shape
+        if not shape == target.shape == mask.shape or len(shape) != 4 or shape[1] != 1:
             raise ValueError(
-                f"{type(self).__name__}: prediction, target and mask must have one shape, got "
+                f"{type(self).__name__}: prediction, target and mask must have one shape (N, 1, H, W), got "
                 f"{tuple(prediction.shape)}, {tuple(target.shape)}, {tuple(mask.shape)}"
             )
         if mask.dtype != torch.bool:

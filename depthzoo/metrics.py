@@ -34,7 +34,7 @@ class Protocol:
         if self.crop is not None:
             if tuple(target.shape[-2:]) != (480, 640):
                 raise ValueError(
-                    f"the Eigen crop is for 480x640 truth, got {target.shape[-2]}x{target.shape[-1]}"
+                    f"the crop {self.crop} is for 480x640 truth, got {target.shape[-2]}x{target.shape[-1]}"
                 )
             top, bottom, left, right = self.crop
             inside = torch.zeros_like(mask)

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from depthzoo import visualize
-
-# The Kinect of NYU Depth V2: 518.86 px at 640 px, 63.3 degrees across.
-KINECT_FOCAL = 518.86 / 640
+from depthzoo.camera import CANONICAL_FOCAL
+from depthzoo.images import reworded
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +24,13 @@ class Prediction:
     Attributes:
         depth: (H, W) float32, metres along the camera's axis.
         image: (H, W, 3) uint8 RGB, the picture as the model saw it: upright, before resizing.
-        focal: focal length of the camera that the weights were trained for, as a share of the picture's
-            longer side.
+        focal_px: focal length in pixels of the picture, which ``depth`` is for: the one that was given, that of
+            EXIF, or that of the canonical camera (see :mod:`depthzoo.camera`). If None, the last.
     """
 
     depth: NDArray[np.float32]
     image: NDArray[np.uint8]
-    focal: float = KINECT_FOCAL
+    focal_px: float | None = None
 
     def colored(
         self, colormap: str = visualize.DEFAULT_COLORMAP, near: float | None = None, far: float | None = None
@@ -68,20 +67,12 @@ class Prediction:
         """Writes :meth:`panel` as PNG or JPEG, by the suffix."""
         _save_pixels(path, lambda: self.panel(truth, **options))
 
-    def save_ply(self, path: str | os.PathLike[str], fov: float | None = None) -> None:
+    def save_ply(self, path: str | os.PathLike[str]) -> None:
         """Writes a coloured point cloud, one vertex a pixel; frame: x right, y down, z forward, metres.
 
-        Args:
-            path: ends in .ply.
-            fov: horizontal field of view of the picture in degrees; by default that of the camera which the
-                weights were trained for, its 640 px along the picture's longer side (63.3 degrees across a
-                landscape picture from a Kinect).
-
-        Raises:
-            ValueError: fov outside (1, 179).
+        z is :attr:`depth`; x and y follow from it by :attr:`focal_px`.
         """
-        height, width = self.depth.shape
-        focal = self.focal * max(height, width) if fov is None else visualize.focal_length(width, fov)
+        focal = self.focal_px or CANONICAL_FOCAL * max(self.depth.shape)
         with _whole_file(path, ".ply") as file:
             visualize.write_ply(file, self.depth, self.image, focal)
 
@@ -109,7 +100,7 @@ def _whole_file(path: str | os.PathLike[str], *suffixes: str) -> Iterator[IO[byt
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise type(error)(f"{path}: {error.strerror or error}") from None
+        raise reworded(error, f"{path}: {error.strerror or error}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -4,7 +4,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from depthzoo.images import ImageSource, load_image
-from depthzoo.prediction import KINECT_FOCAL, Prediction
+from depthzoo import weights as zoo_weights
+from depthzoo.camera import CANONICAL_FOCAL, depth_scale
+from depthzoo.images import ImageSource, load_image, load_with_focal, reworded
+from depthzoo.prediction import Prediction
 from depthzoo.registry import create_model
 
 __all__ = [
@@ -29,7 +31,10 @@ __all__ = [
 ]
 
 DEFAULT_SIZE = (480, 640)
+DEFAULT_MODEL = "unet_resnet50"
 Several: TypeAlias = list[Any] | tuple[Any, ...]
+# Pixels, the canonical camera's, or None: EXIF's, and the canonical camera's where EXIF states none.
+Focal: TypeAlias = float | Literal["canonical"] | None
 
 
 class Predictor:
@@ -67,53 +72,62 @@ class Predictor:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.flip = flip
-        camera = card.get("camera")
-        self.focal = camera["focal_px"] / camera["at_width"] if camera else KINECT_FOCAL
         self.model = model.to(self.device).eval()
         if self.device.type == "cpu":
             # oneDNN's faster layout: a third to a half off for depthwise convolutions, a seventh off for a ResNet.
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @overload
-    def __call__(self, source: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Prediction: ...
+    def __call__(
+        self, source: str | os.PathLike[str] | Image.Image | NDArray[Any], focal_px: Focal = None
+    ) -> Prediction: ...
     @overload
-    def __call__(self, source: Tensor) -> Prediction | list[Prediction]: ...
+    def __call__(
+        self, source: Tensor, focal_px: Focal | Sequence[Focal] = None
+    ) -> Prediction | list[Prediction]: ...
     @overload
-    def __call__(self, source: Several) -> list[Prediction]: ...
-    def __call__(self, source: ImageSource | Several) -> Prediction | list[Prediction]:
-        """The same as :meth:`predict`."""
-        return self.predict(source)
-
-    @overload
-    def predict(self, source: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Prediction: ...
-    @overload
-    def predict(self, source: Tensor) -> Prediction | list[Prediction]: ...
-    @overload
-    def predict(self, source: Several) -> list[Prediction]: ...
-    def predict(self, source: ImageSource | Several) -> Prediction | list[Prediction]:
+    def __call__(self, source: Several, focal_px: Focal | Sequence[Focal] = None) -> list[Prediction]: ...
+    def __call__(
+        self, source: ImageSource | Several, focal_px: Focal | Sequence[Focal] = None
+    ) -> Prediction | list[Prediction]:
         """Depth of one picture or of several.
 
         Args:
             source: whatever :func:`load_image` takes; or several in a list, a tuple, or a tensor
                 (N, 3, H, W), whose pictures may differ in size.
+            focal_px: focal length in pixels of the picture, by which depth is scaled to metres (see
+                :mod:`depthzoo.camera`); "canonical" for that of the weights' camera. If None, what EXIF states,
+                in files and PIL images, and the canonical one where it states none. For several pictures one
+                for all, or a list of one for each.
 
         Returns:
             A :class:`Prediction` for one picture, a list of them for several (also where N is 1).
 
         Raises:
+            ValueError: focal_px is not positive, or not one for each picture.
             What :func:`load_image` raises; for the pictures of a list with their index.
         """
-        if isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4):
-            images = []
-            for index, item in enumerate(source):
-                try:
-                    images.append(load_image(item))
-                except (OSError, TypeError, ValueError) as error:
-                    raise type(error)(f"picture {index}: {error}") from None
-            return self._predict(images)
-        return self._predict([load_image(source)])[0]
+        several = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
+        items: Sequence[Any] = list(source) if several else [source]  # type: ignore[arg-type]
+        given = focal_px if isinstance(focal_px, (list, tuple)) else [focal_px] * len(items)
+        if len(given) != len(items):
+            raise ValueError(f"focal_px: {len(given)} focal lengths for {len(items)} pictures")
+        images, focals = [], []
+        for index, (item, focal) in enumerate(zip(items, given, strict=True)):
+            try:
+                image, exif = load_with_focal(item)
+                focals.append(_pixels(exif if focal is None else focal, image))
+                images.append(image)
+            except (OSError, TypeError, ValueError) as error:
+                if not several:
+                    raise
+                raise reworded(error, f"picture {index}: {error}") from None
+        predictions = self._predict(images, focals)
+        return predictions if several else predictions[0]
 
-    def _predict(self, images: list[NDArray[np.uint8]]) -> list[Prediction]:
+    predict = __call__
+
+    def _predict(self, images: list[NDArray[np.uint8]], focals: list[float]) -> list[Prediction]:
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             groups[working_size(image.shape[0], image.shape[1], self.size)].append(index)
@@ -125,7 +139,8 @@ class Predictor:
                 for i, depth in zip(batch, depths, strict=True):
                     # One at a time: at the pictures' own sizes a batch may be too much.
                     own = resize_depth(depth[None], images[i].shape[:2])[0, 0].numpy()
-                    predictions[i] = Prediction(own, images[i], self.focal)
+                    scale = np.float32(depth_scale(focals[i], max(own.shape)))
+                    predictions[i] = Prediction(own * scale, images[i], focals[i])
         return [predictions[i] for i in range(len(images))]
 
     @torch.inference_mode()
@@ -141,7 +156,7 @@ class Predictor:
 
 
 def predictor(
-    name: str = "unet_resnet50",
+    name: str | None = None,
     weights: Any = "DEFAULT",
     device: str | torch.device | None = None,
     *,
@@ -156,8 +171,9 @@ def predictor(
     >>> predict("photo.jpg").depth       # (H, W) float32, metres
 
     Args:
-        name: of ``depthzoo.list_models()``; not called ``model``, which torch.hub.load takes for itself.
-        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file, or None (random).
+        name: of ``depthzoo.list_models()``; not called ``model``, which torch.hub.load takes for itself. If None,
+            the model that the weights file is for, and without one unet_resnet50.
+        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file or a run's folder, or None (random).
         device, size, batch_size, flip: see :class:`Predictor`.
         **options: the model builder's own.
 
@@ -165,6 +181,9 @@ def predictor(
         ValueError: unknown model or weights, with the closest names; and what :class:`Predictor` raises.
     """
     device = select_device(device)
+    if name is None:
+        own = zoo_weights.is_path(DEFAULT_MODEL, weights)
+        name = zoo_weights.model_of(weights) if own else DEFAULT_MODEL
     return Predictor(
         create_model(name, weights=weights, **options), device, size, batch_size=batch_size, flip=flip
     )
@@ -189,6 +208,14 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
     if missing.get(chosen.type, chosen.type != "cpu"):
         raise ValueError(f"device {str(device)!r} is not there: PyTorch sees no such device on this machine")
     return chosen
+
+
+def _pixels(focal: Focal, image: NDArray[np.uint8]) -> float:
+    if focal is None or focal == "canonical":
+        return CANONICAL_FOCAL * max(image.shape[:2])
+    if not isinstance(focal, (int, float, np.number)) or not 0 < focal < float("inf"):
+        raise ValueError(f"focal_px must be a positive number of pixels, 'canonical' or None, not {focal!r}")
+    return float(focal)
 
 
 def working_size(height: int, width: int, size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:

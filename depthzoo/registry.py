@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,14 +81,22 @@ def create_model(name: str, *, weights: Any = "DEFAULT", **options: Any) -> "Dep
 
     Args:
         name: one of :func:`list_models`.
-        weights: ``"DEFAULT"``, a tag (``"nyu"``), a path to a ``.safetensors`` file, or ``None`` for
-            random initialisation, which touches neither files nor the network.
+        weights: ``"DEFAULT"``, a tag (``"nyu"``), a path to a ``.safetensors`` file or a run's folder, or ``None``
+            for random initialisation, which touches neither files nor the network.
         **options: the builder's own, see its docstring.
 
     Raises:
         ValueError: for an unknown name (with the closest ones), and whatever the weights raise.
+        TypeError: for an option that the builder does not have (with the closest ones).
     """
-    return MODELS.get(name)(weights=weights, **options)
+    builder = MODELS.get(name)
+    parameters = inspect.signature(builder).parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters]
+        for option in options:
+            if option not in known:
+                raise TypeError(f"{name}: unknown option {option!r}: {closest(option, known)}")
+    return builder(weights=weights, **options)
 
 
 def register_loss(builder: Builder) -> Builder:

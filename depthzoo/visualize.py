@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from depthzoo.colormaps import COLORMAPS, Pixels
 from depthzoo.registry import closest
 
-Pixels = NDArray[np.uint8]
 Depth = NDArray[np.float32]
 
 DEFAULT_COLORMAP = "turbo_r"
@@ -20,20 +20,14 @@ NARROWEST = 280  # a cell holds a legend's three numbers
 
 
 def palette(colormap: str = DEFAULT_COLORMAP) -> Pixels:
-    """(256, 3) uint8 RGB of one of matplotlib's colour maps.
+    """(256, 3) uint8 RGB of one of ``COLORMAPS``.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
         ValueError: unknown name, with the closest ones.
     """
-    try:
-        from matplotlib import colormaps
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('colours need matplotlib: pip install "depthzoo[viz]"') from None
-    if colormap not in colormaps:
-        raise ValueError(f"unknown colour map {colormap!r}: {closest(colormap, list(colormaps))}")
-    lookup: Pixels = np.rint(colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
-    return lookup
+    if colormap not in COLORMAPS:
+        raise ValueError(f"unknown colour map {colormap!r}: {closest(colormap, COLORMAPS)}")
+    return COLORMAPS[colormap]
 
 
 def has_depth(depth: NDArray[Any]) -> NDArray[np.bool_]:
@@ -63,7 +57,7 @@ def colorize(
 
     Args:
         depth: (H, W) metres.
-        colormap: a name of matplotlib's; its first colour is the nearest.
+        colormap: one of ``COLORMAPS``; its first colour is the nearest.
         near, far: metres of the first and last colour, beyond which colours stay; by default the 1st and
             99th percentile.
 
@@ -72,7 +66,6 @@ def colorize(
 
     Raises:
         ValueError: unknown colour map, or near is not below far.
-        ModuleNotFoundError: matplotlib is not installed.
     """
     lookup = palette(colormap)
     low, high = _limits(near, far, depth)
@@ -111,7 +104,7 @@ def panel(
         depth: (H, W) metres.
         truth: (H, W) metres, 0 or NaN where unknown (drawn grey). The AbsRel in the title is over all pixels
             that have it, not the evaluation's crop.
-        colormap: a name of matplotlib's, shared by depth and truth.
+        colormap: one of ``COLORMAPS``, shared by depth and truth.
         near, far: metres at the ends of the legend; by default percentiles of depth and truth together.
         tile: longer side of each picture in pixels; all are scaled to it.
 
@@ -120,7 +113,6 @@ def panel(
 
     Raises:
         ValueError: unknown colour map, shapes that differ, near not below far.
-        ModuleNotFoundError: matplotlib is not installed.
     """
     for name, array in (("image", image), ("truth", truth)):
         if array is not None and array.shape[:2] != depth.shape:
@@ -194,17 +186,6 @@ def _cell(
         for text, x, anchor in zip(texts, (0, inner // 2, inner), ("la", "ma", "ra"), strict=True):
             draw.text((PAD + x, top + BAR + 2), text, "black", font, anchor)
     return np.asarray(cell)
-
-
-def focal_length(width: int, fov: float) -> float:
-    """Pixels, from the horizontal field of view in degrees of a picture ``width`` pixels wide.
-
-    Raises:
-        ValueError: unless 1 < fov < 179.
-    """
-    if not 1 < fov < 179:
-        raise ValueError(f"fov must be between 1 and 179 degrees, got {fov:g}")
-    return width / 2 / math.tan(math.radians(fov) / 2)
 
 
 def write_ply(file: IO[bytes], depth: NDArray[Any], image: Pixels, focal: float) -> None:

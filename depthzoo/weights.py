@@ -25,6 +25,7 @@ __all__ = [
     "find",
     "load_into",
     "load_state",
+    "model_of",
     "models_with_weights",
     "publish",
     "read_metadata",
@@ -87,7 +88,8 @@ def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None =
 
     Args:
         model: the builder's name.
-        weights: "DEFAULT", a tag, or a path; a string is a path if it has a dot or a slash, or exists.
+        weights: "DEFAULT", a tag, or a path of a file or of a run's folder, whose ``model.safetensors`` is meant; a
+            string is a path if it has a dot or a slash, or exists.
         progress: a bar on stderr during a download; None is only where stderr is a terminal.
 
     Raises:
@@ -95,13 +97,17 @@ def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None =
     """
     if not isinstance(weights, (str, os.PathLike)):
         raise WeightsError(f"{model}: weights must be 'DEFAULT', a tag, a path or None, not {weights!r}")
-    name = os.fspath(weights)
-    if isinstance(weights, str) and (name == "DEFAULT" or name in tags(model) or not _is_path(name)):
-        return _find_known(model, card(model, name), progress)
-    path = Path(name).expanduser()
+    if not is_path(model, weights):
+        return _find_known(model, card(model, str(weights)), progress)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        path /= "model.safetensors"
+        if not os.path.isfile(path):
+            raise WeightsError(
+                f"{path.parent}: is a folder without model.safetensors; expected a run of train"
+            )
     if not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise WeightsError(f"{path}: weights file {what}; expected a .safetensors file")
+        raise WeightsError(f"{path}: weights file does not exist; expected a .safetensors file")
     for entry in _table(MANIFEST).values():
         for known in entry["tags"].values():
             if known["file"] == path.name:
@@ -109,8 +115,25 @@ def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None =
     return path
 
 
-def _is_path(name: str) -> bool:
-    return "." in name or "/" in name or os.sep in name or os.path.exists(name)
+def is_path(model: str, weights: Any) -> bool:
+    """Whether ``weights`` of a model are meant as a path, rather than as "DEFAULT" or a tag; see :func:`find`."""
+    if not isinstance(weights, str):
+        return isinstance(weights, os.PathLike)
+    known = weights == "DEFAULT" or weights in tags(model)
+    return not known and ("." in weights or "/" in weights or os.sep in weights or os.path.exists(weights))
+
+
+def model_of(path: str | os.PathLike[str]) -> str:
+    """The name of the model that a weights file, or a run's folder, is for.
+
+    Raises:
+        WeightsError: an unreadable file, or one whose header does not say.
+    """
+    file = find("", Path(path))
+    name = read_metadata(file).get("model")
+    if not isinstance(name, str):
+        raise WeightsError(f"{file}: does not say which model it is for; name the model too")
+    return name
 
 
 def _find_known(model: str, known: dict[str, Any], progress: bool | None) -> Path:

@@ -18,7 +18,7 @@ from depthzoo.download import WeightsError, atomic, reason
 HEADER_KEY = "depthzoo"
 FILE_KEYS = ("file", "sha256", "bytes")  # of a card, about the file that its header cannot know
 # No dot: torch.hub reads the digits between a hyphen and a dot, and a dot tells a path from a tag.
-TAG = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
+TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -150,6 +150,9 @@ def encode(model: nn.Module, card: dict[str, Any]) -> bytes:
             f"cannot save weights of model {name!r} with a card of model {card.get('model')!r}"
         )
     header = {key: value for key, value in card.items() if key not in FILE_KEYS} | {"model": name}
+    if hasattr(model, "arguments"):
+        # Without them a reload would build another range of depth around the same tensors.
+        header["arguments"] = model.arguments
     try:
         metadata = {HEADER_KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
     except (TypeError, ValueError) as error:
@@ -183,8 +186,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], tag: str, card: dict[
         model: its ``name`` is the model in the file's name, or else ``card["model"]``.
         folder: made where it is missing.
         tag: names the recipe ("nyu", "nyu-mse").
-        card: JSON-able metadata for the header; ``model`` and ``tag`` are filled in, ``file``, ``sha256`` and
-            ``bytes`` left out.
+        card: JSON-able metadata for the header; ``model``, ``tag`` and the model's ``arguments`` are filled in,
+            ``file``, ``sha256`` and ``bytes`` left out.
 
     Raises:
         WeightsError: for non-finite tensors (named; also after the cast), a card that is no JSON or is of

@@ -82,7 +82,9 @@ def geometry(batch: Batch, size: tuple[int, int], config: AugmentConfig) -> tupl
         dim=1,
     )
     # The focal length per width of what the output shows is that of the frame, times what is cut off, times the zoom.
-    return matrix, zoom * depth_scale(batch.focal_px, stored_width) * (stored_width / (width * whole_x))
+    return matrix, zoom * depth_scale(batch.focal_px, max(stored_height, stored_width)) * (
+        stored_width / (width * whole_x)
+    )
 
 
 def shrink(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -94,7 +94,9 @@ def predict_frames(
         height, width = images[0].shape[-2:]
         fed = size if exact else working_size(height, width, size)
         small = torch.cat([resize_image(image, fed) for image in images]).float() / 255
-        depth = resize_depth(predict(small), (height, width)) * depth_scale(dataset.focal_px, width)
+        depth = resize_depth(predict(small), (height, width)) * depth_scale(
+            dataset.focal_px, max(height, width)
+        )
         for index, finite in zip(batch, depth.isfinite().flatten(1).all(1), strict=True):
             if not finite:
                 raise ValueError(

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import DEFAULT_RANGE, depth_facts
+from depthzoo.data.shards import DEFAULT_RANGE, depth_range
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
@@ -38,9 +38,8 @@ def head_bounds(info: dict[str, Any]) -> dict[str, float]:
     Args:
         info: the content of ``dataset.json``.
     """
-    _, stated = depth_facts(info)
-    train = info["splits"]["train"]
-    far = round(stated[1] / depth_scale(train["focal_px"], train["size"][1]), 3)
+    stated, train = depth_range(info), info["splits"]["train"]
+    far = round(stated[1] / depth_scale(train["focal_px"], max(train["size"])), 3)
     if stated == DEFAULT_RANGE and far <= DEFAULT_RANGE[1]:
         return {}
     # A fresh head starts at a quarter of its range, as with NYU Depth V2.

@@ -35,13 +35,20 @@ def zoo(results: Path) -> str:
             figures = [f"{card['metrics']['per_image'][key]:.3f}" for key in FIGURES]
             origin = f"{card['trained_on']['device']}, {seen(card):,} images"
             lines.append(
-                [f"`{name}`", f"`{tag}`", *counts, f"{card['bytes'] / 1e6:.1f} MB", *figures, origin]
+                [
+                    f"`{name}`",
+                    f"`{tag}`",
+                    *counts,
+                    f"{card['bytes'] / 1e6:.1f} MB",
+                    shape(card["size"]),
+                    *figures,
+                    origin,
+                ]
             )
         if not weights.tags(name):
-            lines.append([f"`{name}`", "none yet", *counts, *[""] * 5])
-    text = table(
-        ["model", "tag", "parameters", "GFLOP", "file", "AbsRel", "RMSE", "d1", "trained on"], lines, left=2
-    )
+            lines.append([f"`{name}`", "none yet", *counts, *[""] * 6])
+    columns = ["parameters", "GFLOP", "file", "works at", "AbsRel", "RMSE", "d1", "trained on"]
+    text = table(["model", "tag", *columns], lines, left=2)
     return text.replace("|--:|\n", "|---|\n", 1)  # the last column is words
 
 

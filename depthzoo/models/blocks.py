@@ -1,7 +1,9 @@
 """What every model of the zoo is made of: the contract, the normalisation, the head, the seam."""
 
+import inspect
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from depthzoo import weights as weights_module
 
 MIN_SIZE = 32
+FAR_OFF = (
+    1.6  # times the pixels of the working size, or a part of them, at which trained weights are much worse
+)
 # exp(mean(ln d)) over the valid pixels of the 795 NYU Depth V2 train frames, in metres.
 NYU_LOG_MEAN_DEPTH = 2.54
 
@@ -165,6 +170,10 @@ class DepthModel(nn.Module):
         card: the metadata of the loaded weights, or None for random ones.
         encoder: an :class:`Encoder`.
         head: the :class:`DepthHead` of the finest prediction.
+
+    Trained weights hold their accuracy near their working size, ``card["size"]``, which
+    :class:`depthzoo.Predictor` scales pictures to. A bare network in evaluation mode warns once of an image that is
+    far from it.
     """
 
     name: str
@@ -177,6 +186,7 @@ class DepthModel(nn.Module):
         super().__init__()
         self.name = getattr(type(self), "name", type(self).__name__)
         self.arguments, self.card = {}, None
+        self._warned = False
         self.normalize = ImageNetNormalize()
 
     @property
@@ -216,11 +226,29 @@ class DepthModel(nn.Module):
             )
         if not image.is_floating_point():
             raise ValueError(f"{self.name}: image must be float in [0, 1], got {image.dtype}; divide by 255")
+        # None of this is for a graph: it may serve every size.
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._warn_of_size(image)
         # A body in half precision takes its own; the range of depth stays float32 whatever it is.
         body = next(self.parameters()).dtype
         logits = self.predict_logits(self.normalize(image).to(body))
         depth = self.head.depth(match_size(logits[0], image))
         return [depth, *map(self.head.depth, logits[1:])] if all_heads else depth
+
+    def _warn_of_size(self, image: Tensor) -> None:
+        if self.training or self._warned or not self.card or "size" not in self.card:
+            return
+        height, width = self.card["size"]
+        # A card may have a table of accuracy by size: all sizes in it, and those between, are known.
+        known = [math.prod(map(int, size.split("x"))) for size in self.card.get("sizes", ())]
+        area = image.shape[-2] * image.shape[-1]
+        if not min([height * width / FAR_OFF, *known]) <= area <= max([height * width * FAR_OFF, *known]):
+            self._warned = True
+            warnings.warn(
+                f"{self.name}: these weights work at {height}x{width} and are much less accurate on an image of "
+                f"{image.shape[-2]}x{image.shape[-1]}; depthzoo.Predictor(model) scales each picture to fit",
+                stacklevel=2,
+            )
 
 
 def load_encoder(encoder: Encoder, encoder_weights: str | os.PathLike[str] | None, imagenet: Any) -> None:
@@ -244,7 +272,7 @@ def load_encoder(encoder: Encoder, encoder_weights: str | os.PathLike[str] | Non
     except (OSError, RuntimeError) as error:  # a digest that differs is a RuntimeError of torch.hub
         raise weights_module.WeightsError(
             f"encoder_weights='imagenet': cannot download {imagenet.url}: {weights_module.reason(error)}; without a "
-            "network use none or a path"
+            "network use None or a path"
         ) from error
     own = encoder.body.state_dict()  # type: ignore[union-attr]
     # By the file's keys: a file older than num_batches_tracked (VGG's) has none, and BatchNorm fills it in.
@@ -262,24 +290,33 @@ def assemble(
 ) -> DepthModel:
     """Builds a registered model and fills it.
 
-    Trained weights bring their own options; one given here must agree with them.
+    Args:
+        factory: takes the options and gives the network.
+        name: the builder's.
+        weights, encoder_weights: see the builders.
+        imagenet: torchvision's weights of the encoder, or None where there are none.
+        **options: of the factory; None is left out. Trained weights bring their own, with which these must agree.
 
     Raises:
-        ValueError: for options that the weights contradict, and whatever loading raises.
+        ValueError: for weights of another model, options that they contradict, and whatever loading raises.
     """
+    options = {key: value for key, value in options.items() if value is not None}
     if weights is None:
         model = factory(**options)
-        model.name, model.arguments = name, dict(options)
+        model.name, model.arguments = name, options
         load_encoder(model.encoder, encoder_weights, imagenet)
         return model
     if encoder_weights is not None:
         raise ValueError(f"{name}: encoder_weights are for a fresh model; add weights=None")
     path = weights_module.find(name, weights)
     card = weights_module.read_metadata(path)
-    arguments = dict(card.get("arguments", {}))
+    if card.get("model", name) != name:
+        raise weights_module.WeightsError(f"{path}: holds weights of {card['model']}, not of {name}")
+    # A file of another origin does not say how its model was built: the caller does.
+    arguments = dict(card.get("arguments", options))
     for key, value in options.items():
-        if key != "mean_depth" and value != arguments.get(key, OPTION_DEFAULTS.get(key)):
-            trained = arguments.get(key, OPTION_DEFAULTS.get(key))
+        trained = arguments.get(key, _default(factory, key))
+        if value != trained:
             raise ValueError(f"{name}: {path.name} was trained with {key}={trained!r}, not {value!r}")
     model = factory(**arguments)
     model.name, model.arguments, model.card = name, arguments, card
@@ -287,5 +324,7 @@ def assemble(
     return model.eval()
 
 
-# What a card that does not name an option means.
-OPTION_DEFAULTS: dict[str, Any] = {"head": "sigmoid", "min_depth": 0.001, "max_depth": 10.0, "width": 64}
+def _default(factory: Callable[..., DepthModel], option: str) -> Any:
+    """What an option is that a card does not name."""
+    parameters = {**inspect.signature(DepthHead).parameters, **inspect.signature(factory).parameters}
+    return parameters[option].default

@@ -100,7 +100,13 @@ class DispNetVGG16(DepthModel):
 
 @register_model
 def dispnet_vgg16(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+    *,
+    weights: Any = "DEFAULT",
+    encoder_weights: Any = None,
+    head: str | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    mean_depth: float | None = None,
 ) -> DepthModel:
     """VGG16-BN encoder with the DispNet decoder and four depth heads, 19.9M parameters.
 
@@ -109,16 +115,27 @@ def dispnet_vgg16(
     Good Practice for CNN-Based Monocular Depth Estimation", WACV 2020 (the pairing).
 
     Args:
-        weights: "DEFAULT", a tag, a path to a .safetensors file, or None (random).
+        weights: "DEFAULT", a tag (none yet), a path to a .safetensors file or a run's folder, or None (random).
         encoder_weights: None, "imagenet" (torchvision's IMAGENET1K_V1), or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+        head: "sigmoid", within [min_depth, max_depth], or "linear".
+        min_depth, max_depth: metres; 0.001 and 10.
+        mean_depth: metres; what a fresh model predicts, 2.54.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
+        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
 
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     return assemble(
-        DispNetVGG16, "dispnet_vgg16", weights, encoder_weights, VGG16_BN_Weights.IMAGENET1K_V1, **options
+        DispNetVGG16,
+        "dispnet_vgg16",
+        weights,
+        encoder_weights,
+        VGG16_BN_Weights.IMAGENET1K_V1,
+        head=head,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        mean_depth=mean_depth,
     )

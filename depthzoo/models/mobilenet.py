@@ -84,22 +84,42 @@ class MobileNetV3UNet(DepthModel):
 
 @register_model
 def unet_mobilenet_v3(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+    *,
+    weights: Any = "DEFAULT",
+    encoder_weights: Any = None,
+    head: str | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    mean_depth: float | None = None,
 ) -> DepthModel:
     """U-Net on a MobileNetV3-Large with a depthwise-separable bilinear decoder: for CPU, edge and browser.
 
     Encoder: Howard et al., "Searching for MobileNetV3", ICCV 2019. Depth is predicted at half the size.
 
     Args:
-        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file, or None (random).
+        weights: "DEFAULT", a tag ("nyu", which works at 192x256), a path to a .safetensors file or a run's folder,
+            or None (random).
         encoder_weights: None, "imagenet" (torchvision's IMAGENET1K_V2), or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+        head: "sigmoid", within [min_depth, max_depth], or "linear".
+        min_depth, max_depth: metres; 0.001 and 10.
+        mean_depth: metres; what a fresh model predicts, 2.54.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
+        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
 
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     imagenet = MobileNet_V3_Large_Weights.IMAGENET1K_V2
-    return assemble(MobileNetV3UNet, "unet_mobilenet_v3", weights, encoder_weights, imagenet, **options)
+    return assemble(
+        MobileNetV3UNet,
+        "unet_mobilenet_v3",
+        weights,
+        encoder_weights,
+        imagenet,
+        head=head,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        mean_depth=mean_depth,
+    )

@@ -124,7 +124,13 @@ class ResNet50UNet(DepthModel):
 
 @register_model
 def unet_resnet50_wide(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+    *,
+    weights: Any = "DEFAULT",
+    encoder_weights: Any = None,
+    head: str | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    mean_depth: float | None = None,
 ) -> DepthModel:
     """The published U-Net with a ResNet-50 encoder, 147.8M parameters, half of them in its bridge.
 
@@ -132,23 +138,42 @@ def unet_resnet50_wide(
     compared with; ``unet_resnet50`` is the one to use. Encoder: He et al., "Deep Residual Learning", CVPR 2016.
 
     Args:
-        weights: "DEFAULT", a tag, a path to a .safetensors file, or None (random).
+        weights: "DEFAULT", a tag (none yet), a path to a .safetensors file or a run's folder, or None (random).
         encoder_weights: None, "imagenet" (torchvision's IMAGENET1K_V2), or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+        head: "sigmoid", within [min_depth, max_depth], or "linear".
+        min_depth, max_depth: metres; 0.001 and 10.
+        mean_depth: metres; what a fresh model predicts, 2.54.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
+        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
 
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     imagenet = ResNet50_Weights.IMAGENET1K_V2
-    return assemble(WideResNet50UNet, "unet_resnet50_wide", weights, encoder_weights, imagenet, **options)
+    return assemble(
+        WideResNet50UNet,
+        "unet_resnet50_wide",
+        weights,
+        encoder_weights,
+        imagenet,
+        head=head,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        mean_depth=mean_depth,
+    )
 
 
 @register_model
 def unet_resnet50(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[HeadOptions]
+    *,
+    weights: Any = "DEFAULT",
+    encoder_weights: Any = None,
+    head: str | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    mean_depth: float | None = None,
 ) -> DepthModel:
     """U-Net on a ResNet-50 with a lean bilinear decoder: the one to use.
 
@@ -156,15 +181,29 @@ def unet_resnet50(
     half the size. Encoder: He et al., "Deep Residual Learning", CVPR 2016.
 
     Args:
-        weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file, or None (random).
+        weights: "DEFAULT", a tag ("nyu", which works at 192x256), a path to a .safetensors file or a run's folder,
+            or None (random).
         encoder_weights: None, "imagenet" (torchvision's IMAGENET1K_V2), or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres.
+        head: "sigmoid", within [min_depth, max_depth], or "linear".
+        min_depth, max_depth: metres; 0.001 and 10.
+        mean_depth: metres; what a fresh model predicts, 2.54.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
+        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
 
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     imagenet = ResNet50_Weights.IMAGENET1K_V2
-    return assemble(ResNet50UNet, "unet_resnet50", weights, encoder_weights, imagenet, **options)
+    return assemble(
+        ResNet50UNet,
+        "unet_resnet50",
+        weights,
+        encoder_weights,
+        imagenet,
+        head=head,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        mean_depth=mean_depth,
+    )

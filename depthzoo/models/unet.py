@@ -1,5 +1,6 @@
 """The U-Net of 2015, padded and with BatchNorm, with its own or with bilinear upsampling."""
 
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -19,12 +20,6 @@ from depthzoo.models.blocks import (
 from depthzoo.registry import register_model
 
 WIDTH, LEVELS = 64, 5
-
-
-class UNetOptions(HeadOptions, total=False):
-    """Builder options of the U-Nets."""
-
-    width: int
 
 
 class UNetEncoder(Encoder):
@@ -91,7 +86,14 @@ class UNet(DepthModel):
 
 @register_model
 def unet(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[UNetOptions]
+    *,
+    weights: Any = "DEFAULT",
+    encoder_weights: Any = None,
+    head: str | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    mean_depth: float | None = None,
+    width: int | None = None,
 ) -> DepthModel:
     """U-Net from scratch with a ConvTranspose decoder, 31.0M parameters.
 
@@ -99,23 +101,43 @@ def unet(
     convolutions (kernel 2, stride 2). Source: Ronneberger et al., "U-Net", MICCAI 2015.
 
     Args:
-        weights: "DEFAULT", a tag ("nyu-mse", "nyu-combined"), a path to a .safetensors file, or None (random).
+        weights: "DEFAULT", a tag (none yet), a path to a .safetensors file or a run's folder, or None (random).
         encoder_weights: None or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres; width, the channels of the
-            finest level (64), which each coarser one doubles.
+        head: "sigmoid", within [min_depth, max_depth], or "linear".
+        min_depth, max_depth: metres; 0.001 and 10.
+        mean_depth: metres; what a fresh model predicts, 2.54.
+        width: channels of the finest level, 64, which each coarser one doubles.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
+        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
 
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
-    return assemble(UNet, "unet", weights, encoder_weights, **options)
+    return assemble(
+        UNet,
+        "unet",
+        weights,
+        encoder_weights,
+        head=head,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        mean_depth=mean_depth,
+        width=width,
+    )
 
 
 @register_model
 def unet_bilinear(
-    *, weights: Any = "DEFAULT", encoder_weights: Any = None, **options: Unpack[UNetOptions]
+    *,
+    weights: Any = "DEFAULT",
+    encoder_weights: Any = None,
+    head: str | None = None,
+    min_depth: float | None = None,
+    max_depth: float | None = None,
+    mean_depth: float | None = None,
+    width: int | None = None,
 ) -> DepthModel:
     """U-Net from scratch with bilinear upsampling: the same encoder as ``unet``, no checkerboard.
 
@@ -123,19 +145,28 @@ def unet_bilinear(
     Checkerboard Artifacts", Distill 2016, advise.
 
     Args:
-        weights: "DEFAULT", a tag, a path to a .safetensors file, or None (random).
+        weights: "DEFAULT", a tag (none yet), a path to a .safetensors file or a run's folder, or None (random).
         encoder_weights: None or a path to an encoder file.
-        **options: head ("sigmoid" or "linear"), min_depth, max_depth, mean_depth, in metres; width, the channels of the
-            finest level (64), which each coarser one doubles.
+        head: "sigmoid", within [min_depth, max_depth], or "linear".
+        min_depth, max_depth: metres; 0.001 and 10.
+        mean_depth: metres; what a fresh model predicts, 2.54.
+        width: channels of the finest level, 64, which each coarser one doubles.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
+        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
 
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
-    return assemble(_unet_bilinear, "unet_bilinear", weights, encoder_weights, **options)
-
-
-def _unet_bilinear(**options: Unpack[UNetOptions]) -> UNet:
-    return UNet(bilinear=True, **options)
+    return assemble(
+        partial(UNet, bilinear=True),
+        "unet_bilinear",
+        weights,
+        encoder_weights,
+        head=head,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        mean_depth=mean_depth,
+        width=width,
+    )

@@ -1,8 +1,12 @@
 """`depthzoo list` and `depthzoo info`, with a card whose figures are known."""
 
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 
 from depthzoo import cli, weights
+from depthzoo.models import unet_mobilenet_v3
 
 CARD = {
     "parameters": 3_479_473,
@@ -35,9 +39,9 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_list_is_a_table(capsys: pytest.CaptureFixture[str], two_weights: None) -> None:
     assert cli.main(["list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["NAME", "PARAMETERS", "FILE", "ABSREL", "D1", "WEIGHTS"]
-    assert ["unet_mobilenet_v3", "3.5M", "7.1", "MB", "0.221", "0.654", "nyu,", "old"] in rows
-    assert ["unet", "31.0M", "-", "-", "-", "-"] in rows
+    assert rows[0] == ["NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS"]
+    assert ["unet_mobilenet_v3", "3.5M", "7.1", "MB", "224x288", "0.221", "0.654", "nyu,", "old"] in rows
+    assert ["unet", "31.0M", "-", "-", "-", "-", "-"] in rows
     assert len(rows) == 7
 
 
@@ -72,3 +76,22 @@ def test_info_without_weights(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert cli.main(["info", "unet_mobilenet_v3"]) == 0
     text = capsys.readouterr().out
     assert "none yet" in text and "3,479,473" in text
+
+
+def test_info_of_a_file_and_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    model = unet_mobilenet_v3(weights=None)
+    weights.write_weights(model, run / "model.safetensors", {"tag": "mine", "size": [96, 128]})
+    for path in (run, run / "model.safetensors"):
+        assert cli.main(["info", str(path)]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("unet_mobilenet_v3\n") and "MobileNetV3-Large" in text
+        assert str(run / "model.safetensors") in text and "96x128" in text and "MB" in text
+    safetensors.torch.save_file(model.state_dict(), run / "plain.safetensors")
+    for name, message in (
+        ("plain.safetensors", "does not say which model it is for"),
+        ("absent.safetensors", "weights file does not exist"),
+    ):
+        assert cli.main(["info", str(run / name)]) == 2
+        assert message in error_of(capsys)

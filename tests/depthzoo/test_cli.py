@@ -53,20 +53,14 @@ def names(folder: Path) -> list[str]:
 
 
 def test_predict_writes_every_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     save("photo.png", red=1)
-    assert (
-        cli.main(
-            ["predict", "photo.png", "--out", "a/b", "--save", "depth16,npy,color,panel,ply", "--fov", "60"]
-        )
-        == 0
-    )
+    assert cli.main(["predict", "photo.png", "--out", "a/b", "--save", "depth16,npy,color,panel,ply"]) == 0
     suffixes = [".color.png", ".depth.png", ".npy", ".panel.png", ".ply"]
     assert names(folder / "a/b") == [f"photo{suffix}" for suffix in suffixes]
     with Image.open("a/b/photo.depth.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.full((32, 48), 3000))
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("photo.png: 48x32, near 3.00 m, median 3.00 m, far 3.00 m -> ")
+    assert first.startswith("photo.png: 48x32, near 3.00 m, median 3.00 m, far 3.00 m, focal length 39 px")
     assert os.path.join("a/b", "photo.depth.png") in first
     assert last == f"1 picture: depth16, npy, color, panel, ply in a/b{os.sep}"
 
@@ -132,7 +126,6 @@ def test_same_stems_do_not_overwrite_each_other(folder: Path) -> None:
 
 
 def test_existing_outputs_are_replaced_and_not_predicted(folder: Path) -> None:
-    pytest.importorskip("matplotlib")
     save("a.png", red=0)
     for red in (0, 1):
         save("a.png", red=red)
@@ -149,11 +142,14 @@ def test_existing_outputs_are_replaced_and_not_predicted(folder: Path) -> None:
         (["empty"], "empty: no pictures in this folder itself (--recursive"),
         (["a.png", "--save", "colour"], "unknown kind 'colour': did you mean 'color'?"),
         (["a.png", "--save", ","], "expected some of depth16, npy"),
-        (["a.png", "--colormap", "viridi"], "unknown colour map 'viridi': did you mean 'viridis'"),
+        (["a.png", "--colormap", "turboo"], "unknown colour map 'turboo': did you mean 'turbo'"),
         (["a.png", "--device", "gpu"], "unknown device 'gpu'"),
         (["a.png", "--device", "cuda:99"], "is not there"),
         (["a.png", "--fov", "180"], "expected degrees between 1 and 179, not '180'"),
         (["a.png", "--fov", "wide"], "expected degrees between 1 and 179, not 'wide'"),
+        (["a.png", "--focal", "0"], "expected pixels above 0, or canonical, not '0'"),
+        (["a.png", "--focal", "kinect"], "expected pixels above 0, or canonical, not 'kinect'"),
+        (["a.png", "--focal", "50", "--fov", "60"], "not allowed with"),
         (["a.png", "--size", "480"], "expected HEIGHTxWIDTH"),
         (["a.png", "--size", "16x640"], "expected HEIGHTxWIDTH"),
         (["a.png", "--batch-size", "0"], "expected a whole number from 1, not '0'"),
@@ -164,7 +160,6 @@ def test_existing_outputs_are_replaced_and_not_predicted(folder: Path) -> None:
 def test_wrong_usage(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    pytest.importorskip("matplotlib")
     save("a.png")
     Path("empty").mkdir()
     assert cli.main(["predict", *arguments]) == 2
@@ -186,15 +181,33 @@ def test_unknown_model_and_weights(
         assert message in error_of(capsys)
 
 
-def test_without_matplotlib(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_weights_of_a_file_or_a_run_bring_their_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    save("a.png")
+    Path("run").mkdir()
+    weights.write_weights(unet_mobilenet_v3(weights=None), Path("run/model.safetensors"), {"size": [32, 64]})
+    for path in ("run", "run/model.safetensors"):
+        assert cli.main(["predict", "a.png", "--weights", path, "--save", "npy", "--device", "cpu"]) == 0
+        assert np.load("out/a.npy").mean() == pytest.approx(2.54, abs=0.5)
+        Path("out/a.npy").unlink()
+        capsys.readouterr()
+        assert cli.main(["predict", "a.png", "--model", "unet_resnet50", "--weights", path]) == 2
+        message = error_of(capsys)
+        assert message.endswith("model.safetensors: holds weights of unet_mobilenet_v3, not of unet_resnet50")
+    assert cli.main(["predict", "a.png", "--weights", "absent.safetensors"]) == 2
+    assert "absent.safetensors: weights file does not exist" in error_of(capsys)
+
+
+def test_every_kind_without_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     save("a.png")
-    assert cli.main(["predict", "a.png"]) == 2
-    message = error_of(capsys)
-    assert 'pip install "depthzoo[viz]"' in message and "--save depth16,npy,ply" in message
-    assert cli.main(["predict", "a.png", "--save", "depth16,npy,ply"]) == 0
+    assert cli.main(["predict", "a.png"]) == 0
+    assert cli.main(["predict", "a.png", "--save", "color,panel", "--colormap", "gray"]) == 0
+    run = Predictor(Red(), "cpu", (64, 96))("a.png")
+    run.save_panel("truth.png", truth=run.depth)
+    assert names(folder / "out") == ["a.color.png", "a.depth.png", "a.panel.png"]
 
 
 def test_version_help_and_nothing(capsys: pytest.CaptureFixture[str]) -> None:

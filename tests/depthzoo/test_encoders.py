@@ -192,15 +192,42 @@ def test_trained_weights_bring_their_head_and_no_encoder_is_loaded_first(saved: 
 
 
 def test_options_that_trained_weights_contradict_are_refused(saved: Path) -> None:
-    for options, trained in (({"head": "sigmoid"}, "head='linear'"), ({"min_depth": 0.5}, "min_depth=0.001")):
+    for options, trained in (
+        ({"head": "sigmoid"}, "head='linear'"),
+        ({"min_depth": 0.5}, "min_depth=0.001"),
+        ({"mean_depth": 4.0}, "mean_depth=2.54"),
+    ):
         with pytest.raises(ValueError, match=f"was trained with {trained}, not"):
             depthzoo.unet_mobilenet_v3(weights=saved, **options)
     assert depthzoo.unet_mobilenet_v3(weights=saved, head="linear", max_depth=20).card is not None
 
 
-def test_weights_of_another_model_are_refused(saved: Path) -> None:
-    with pytest.raises(ValueError, match=rf"{saved.name}.*missing"):
+def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{saved.name}: holds weights of unet_mobilenet_v3, not of unet_resnet50$"
+    ):
         depthzoo.unet_resnet50(weights=saved)
+    # Its options are none of the other's.
+    path = depthzoo.weights.save(depthzoo.unet(weights=None, width=4), tmp_path, "test", {})
+    with pytest.raises(ValueError, match=r"holds weights of unet, not of unet_mobilenet_v3$"):
+        depthzoo.unet_mobilenet_v3(weights=path)
+
+
+@torch.no_grad()
+def test_saved_weights_keep_their_range_of_depth(tmp_path: Path) -> None:
+    model = depthzoo.unet_mobilenet_v3(weights=None, max_depth=80.0, mean_depth=20.0).eval()
+    again = depthzoo.unet_mobilenet_v3(weights=depthzoo.weights.save(model, tmp_path, "test", {}))
+    assert again.arguments == {"max_depth": 80.0, "mean_depth": 20.0} and again.max_depth == 80
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(again(x), model(x), rtol=0.02, atol=0.1)
+
+
+def test_a_file_of_another_origin_is_built_with_the_options_that_are_given(tmp_path: Path) -> None:
+    donor = depthzoo.unet_mobilenet_v3(weights=None, max_depth=80.0)
+    safetensors.torch.save_file(donor.state_dict(), tmp_path / "plain.safetensors")
+    model = depthzoo.unet_mobilenet_v3(weights=tmp_path / "plain.safetensors", max_depth=80.0)
+    assert model.max_depth == 80 and model.arguments == {"max_depth": 80.0}
+    assert depthzoo.unet_mobilenet_v3(weights=tmp_path / "plain.safetensors").max_depth == 10
 
 
 @pairs

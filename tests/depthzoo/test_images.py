@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.images import load_image
+from depthzoo.images import load_image, load_with_focal, reworded
 
 # Red left, blue right; 2 rows, 4 columns.
 SCENE = np.zeros((2, 4, 3), np.uint8)
@@ -60,6 +60,54 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None
 def test_unreadable_exif_counts_as_none(tmp_path: Path) -> None:
     Image.fromarray(SCENE).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), SCENE)
+
+
+def raw_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of (tag, type, count, four bytes) as they are, valid or not."""
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [(0x010F, 11, 1, b"\1\0\0\0"), (0x011A, 2, 1, b"a\0\0\0"), (0x0128, 1, 1, b"\1\0\0\0")],
+    ids=["maker as float", "resolution as text", "unit as bytes"],
+)
+def test_odd_tags_beside_the_orientation(tmp_path: Path, odd: tuple[int, int, int, bytes]) -> None:
+    """Pillow's exif_transpose writes all tags again, and raises AttributeError, TypeError and struct.error on these."""
+    entries = sorted([(0x0112, 3, 1, b"\6\0\0\0"), odd])
+    Image.fromarray(SCENE).save(tmp_path / "a.png", exif=raw_exif(*entries))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.rot90(SCENE, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("turned", [False, True])
+def test_focal_length_of_exif(tmp_path: Path, orientation: int, turned: bool) -> None:
+    """36 mm are the longer side, however the camera was held and the picture is stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769)[0xA405] = 27
+    Image.new("RGB", (30, 40) if turned else (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    image, focal = load_with_focal(tmp_path / "a.jpg")
+    assert max(image.shape) == 40 and focal == pytest.approx(40 * 27 / 36)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert load_with_focal(opened)[1] == focal
+
+
+@pytest.mark.parametrize("film", [None, 0, 65535, "wide"])
+def test_focal_length_that_exif_does_not_state(tmp_path: Path, film: object) -> None:
+    exif = Image.Exif()
+    if film is not None:
+        exif.get_ifd(0x8769)[0xA405] = film
+    Image.fromarray(SCENE).save(tmp_path / "a.png", exif=exif)
+    for source in (tmp_path / "a.png", SCENE, torch.from_numpy(SCENE).permute(2, 0, 1)):
+        assert load_with_focal(source)[1] is None
+
+
+def test_reworded_errors_keep_their_kind_where_they_can() -> None:
+    assert type(reworded(FileNotFoundError(2, "gone"), "a: gone")) is FileNotFoundError
+    error = reworded(UnicodeEncodeError("utf-8", "x", 0, 1, "why"), "picture 1: why")
+    assert isinstance(error, ValueError) and str(error) == "picture 1: why"
 
 
 def test_modes_of_pillow() -> None:

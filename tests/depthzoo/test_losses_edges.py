@@ -94,6 +94,15 @@ def test_only_whole_windows_count(name: str) -> None:
     assert value(name, broken, target, mask) == pytest.approx(whole[name])
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 2, 5, 6), (1, 2, 1, 5, 6), (5, 6)])
+def test_other_shapes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    """A loss of slopes would take the pictures of (N, H, W) for channels, and give another number."""
+    depth = torch.ones(shape)
+    with pytest.raises(ValueError, match=r"must have one shape \(N, 1, H, W\), got"):
+        value(name, depth, depth)
+
+
 # Numbers.
 
 
@@ -182,7 +191,9 @@ def test_multi_scale_keeps_invalid_pixels_out_and_sizes_that_do_not_divide() -> 
 def test_other_shapes_and_masks_are_refused(name: str) -> None:
     x = torch.ones(2, 1, 5, 6)
     loss: Callable[..., Tensor] = depthzoo.create_loss(name)
-    with pytest.raises(ValueError, match=r"one shape, got \(2, 1, 5, 6\), \(2, 5, 6\), \(2, 1, 5, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"one shape \(N, 1, H, W\), got \(2, 1, 5, 6\), \(2, 5, 6\), \(2, 1, 5, 6\)"
+    ):
         loss(x, x[:, 0], everywhere(x))
     with pytest.raises(
         ValueError, match="one shape"

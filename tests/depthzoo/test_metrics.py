@@ -152,8 +152,10 @@ def test_protocols_by_name() -> None:
     assert PROTOCOLS["eigen"].valid(truth).sum() == 426 * 560
     assert PROTOCOLS["full"].valid(truth).all()
     assert PROTOCOLS["full"].valid(torch.ones(1, 33, 47)).all()
-    with pytest.raises(ValueError, match="the Eigen crop is for 480x640 truth, got 240x320"):
+    with pytest.raises(ValueError, match=r"the crop \(45, 471, 41, 601\) is for 480x640 truth, got 240x320"):
         DepthMetrics().update(torch.ones(1, 240, 320), torch.ones(1, 240, 320))
+    with pytest.raises(ValueError, match=r"the crop \(0, 9, 0, 9\) is for 480x640 truth"):
+        Protocol(crop=(0, 9, 0, 9)).valid(torch.ones(48, 64))
 
 
 # What is left out and what is refused.

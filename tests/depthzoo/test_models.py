@@ -1,8 +1,11 @@
 """Every model of the zoo against the contract; sizes are small, the widest model is slow."""
 
+import copy
 import inspect
 import json
 import math
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -289,9 +292,88 @@ def test_a_narrow_unet(name: str, tmp_path: Path) -> None:
             build(name, width=width)
 
 
-def test_unknown_option_is_refused() -> None:
-    with pytest.raises(TypeError, match="heads"):
-        build("unet_mobilenet_v3", heads="linear")
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"heads": "linear"}, "unknown option 'heads': did you mean 'head'"),
+        ({"max_dpeth": 80.0}, "unknown option 'max_dpeth': did you mean 'max_depth'"),
+        ({"pretrained": True}, "unknown option 'pretrained': there are: encoder_weights, head, "),
+        ({"num_classes": None}, "unknown option 'num_classes'"),
+    ],
+)
+@pytest.mark.parametrize("weights", [None, "DEFAULT"])
+def test_unknown_options_are_refused(option: dict, said: str, weights: str | None) -> None:
+    with pytest.raises(TypeError, match=f"^unet_mobilenet_v3: {said}"):
+        depthzoo.create_model("unet_mobilenet_v3", weights=weights, **option)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        depthzoo.unet_mobilenet_v3(weights=weights, **option)
+
+
+# Sizes.
+
+
+@pytest.fixture
+def at_96x128() -> DepthModel:
+    """A model whose card says that it works at 96x128."""
+    model = build("unet_mobilenet_v3").eval()
+    model.card = {"size": [96, 128]}
+    return model
+
+
+def warned(model: nn.Module, height: int, width: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as found, torch.no_grad():
+        warnings.simplefilter("always")
+        model(torch.zeros(1, 3, height, width))
+    return [str(warning.message) for warning in found]
+
+
+def test_trained_weights_warn_once_of_a_size_they_are_not_for(at_96x128: DepthModel) -> None:
+    for size in ((96, 128), (128, 96), (120, 160), (80, 96)):  # 1, 1, 1.56 times the pixels, and 1 / 1.6
+        assert warned(at_96x128, *size) == []
+    twin = copy.deepcopy(at_96x128)
+    message = (
+        "unet_mobilenet_v3: these weights work at 96x128 and are much less accurate on an image of 128x160; "
+        "depthzoo.Predictor(model) scales each picture to fit"
+    )
+    assert warned(at_96x128, 128, 160) == [message]
+    assert warned(at_96x128, 128, 160) == warned(at_96x128, 32, 32) == []
+    assert len(warned(twin, 64, 96)) == 1  # half the pixels
+
+
+def test_sizes_that_the_card_has_figures_for_do_not_warn(at_96x128: DepthModel) -> None:
+    at_96x128.card = {"size": [96, 128], "sizes": {"64x96": 0.2, "96x128": 0.2, "128x160": 0.2}}
+    for size in ((64, 96), (128, 160), (96, 160)):
+        assert warned(at_96x128, *size) == []
+    assert len(warned(at_96x128, 160, 160)) == 1
+
+
+def test_random_weights_and_training_do_not_warn(at_96x128: DepthModel) -> None:
+    assert warned(at_96x128.train(), 160, 160) == []
+    assert warned(build("unet_mobilenet_v3").eval(), 160, 160) == []
+
+
+def test_the_warning_leaves_no_trace_in_graphs(at_96x128: DepthModel) -> None:
+    x = torch.zeros(1, 3, 160, 160)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", "unet_mobilenet_v3: these weights work at")
+        graphs = [
+            torch.compile(at_96x128, fullgraph=True, backend="eager"),
+            torch.jit.trace(at_96x128, x, check_trace=False),
+            torch.export.export(at_96x128, (x,)).module(),
+            torch.export.export(at_96x128, (x,), strict=True).module(),
+        ]
+        for graph in graphs:
+            assert graph(x).shape == (1, 1, 160, 160)
+
+
+@every_model
+def test_docstrings_name_the_tags_that_exist_and_their_sizes(name: str) -> None:
+    tags = depthzoo.weights.tags(name)
+    said = re.search(r"a tag \(([^)]*)\)", getattr(depthzoo, name).__doc__)
+    sizes = {tag: "{}x{}".format(*depthzoo.weights.card(name, tag)["size"]) for tag in tags}
+    expected = "; ".join(f'"{tag}", which works at {size}' for tag, size in sizes.items()) or "none yet"
+    assert said and said[1] == expected
 
 
 # Learning.

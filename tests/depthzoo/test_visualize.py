@@ -1,29 +1,34 @@
 """Colours, panels and point clouds against known answers."""
 
-import builtins
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from depthzoo import visualize
+from depthzoo.colormaps import COLORMAPS
 from depthzoo.prediction import Prediction
 
 RAMP = np.linspace(1, 3, 201, dtype=np.float32)[None].repeat(50, axis=0)
 BLACK = np.zeros((*RAMP.shape, 3), np.uint8)
 
 
-def test_colors_are_matplotlibs() -> None:
+@pytest.mark.parametrize("name", sorted(COLORMAPS))
+def test_colors_are_matplotlibs(name: str) -> None:
     colormaps = pytest.importorskip("matplotlib").colormaps
-    colors = visualize.colorize(RAMP, "viridis", near=1, far=3)
-    for column, share in ((0, 0.0), (100, 0.5), (200, 1.0)):
-        expected = np.array(colormaps["viridis"](share)[:3]) * 255
-        np.testing.assert_allclose(colors[0, column], expected, atol=1.5)
+    expected = np.rint(colormaps[name](np.arange(256))[:, :3] * 255)
+    np.testing.assert_array_equal(visualize.palette(name), expected)
+
+
+def test_turbo_goes_from_blue_over_green_to_red() -> None:
+    """The ends and the middle that are published; nearest is last in the reversed map."""
+    turbo = visualize.palette("turbo")
+    np.testing.assert_array_equal(turbo[[0, -1]], [[48, 18, 59], [122, 4, 3]])
+    assert turbo[128].argmax() == 1 and turbo[50].argmax() == 2 and turbo[220].argmax() == 0
+    np.testing.assert_array_equal(visualize.palette("turbo_r"), turbo[::-1])
 
 
 def test_range_stays_and_invalid_is_grey() -> None:
-    pytest.importorskip("matplotlib")
     depth = np.array([[0.5, 1.0, 2.0, 9.0, 0.0, -1.0, np.nan, np.inf]], np.float32)
     colors = visualize.colorize(depth, "gray", near=1, far=2)
     np.testing.assert_array_equal(colors[0, :, 0], [0, 0, 255, 255, *[visualize.INVALID] * 4])
@@ -40,7 +45,6 @@ def test_default_range_is_the_1st_and_99th_percentile() -> None:
 
 
 def test_constant_and_empty_depth_can_be_drawn() -> None:
-    pytest.importorskip("matplotlib")
     for value in (2.0, 0.0, np.nan):
         depth = np.full((5, 4), value, np.float32)
         assert len(np.unique(visualize.colorize(depth).reshape(-1, 3), axis=0)) == 1
@@ -48,7 +52,6 @@ def test_constant_and_empty_depth_can_be_drawn() -> None:
 
 
 def test_panel_holds_the_pictures_and_its_legend() -> None:
-    pytest.importorskip("matplotlib")
     image = np.full((300, 400, 3), (10, 20, 30), np.uint8)
     depth = np.linspace(1, 3, 400, dtype=np.float32)[None].repeat(300, axis=0)
     two = visualize.panel(image, depth, tile=400, colormap="gray", near=1, far=3)
@@ -69,13 +72,11 @@ def test_panel_holds_the_pictures_and_its_legend() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (10, 3)])
 def test_panel_of_odd_shapes(shape: tuple[int, int]) -> None:
-    pytest.importorskip("matplotlib")
     panel = visualize.panel(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32), tile=64)
     assert panel.shape[1] == 2 * (visualize.NARROWEST + 2 * visualize.PAD)
 
 
 def test_refusals() -> None:
-    pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="unknown colour map 'turboo': did you mean 'turbo'"):
         visualize.colorize(RAMP, "turboo")
     with pytest.raises(ValueError, match="near must be below far, got 3 and 2 m"):
@@ -84,19 +85,6 @@ def test_refusals() -> None:
         visualize.panel(BLACK, RAMP, near=9)
     with pytest.raises(ValueError, match=r"truth is \(3, 3\), depth is \(50, 201\)"):
         visualize.panel(BLACK, RAMP, np.ones((3, 3)))
-
-
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def no_matplotlib(name: str, *args: Any, **options: Any) -> Any:
-        if name == "matplotlib":
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
-    with pytest.raises(ModuleNotFoundError, match=r"depthzoo\[viz\]"):
-        visualize.palette()
 
 
 def parse_ply(path: Path) -> tuple[list[str], np.ndarray]:
@@ -110,7 +98,7 @@ def test_ply_read_back(tmp_path: Path) -> None:
     depth = rng.uniform(0.5, 5, (4, 6)).astype(np.float32)
     depth[0, 0], depth[3, 5] = 10, 0.001  # the clip limits are kept
     image = rng.integers(0, 256, (4, 6, 3), np.uint8)
-    Prediction(depth, image).save_ply(tmp_path / "a.ply", fov=90)
+    Prediction(depth, image, focal_px=3).save_ply(tmp_path / "a.ply")
     header, points = parse_ply(tmp_path / "a.ply")
     assert header[:2] == ["ply", "format binary_little_endian 1.0"]
     assert "element vertex 24" in header and len(points) == 24
@@ -120,7 +108,7 @@ def test_ply_read_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         np.stack([points[c] for c in ("red", "green", "blue")], -1).reshape(4, 6, 3), image
     )
-    # 90 degrees across 6 pixels: focal length 3 px, the axis between columns 2 and 3, rows 1 and 2.
+    # The axis between columns 2 and 3, rows 1 and 2.
     rows, columns = np.mgrid[:4, :6]
     np.testing.assert_allclose(points["x"].reshape(4, 6), (columns - 2.5) / 3 * depth, rtol=1e-5)
     np.testing.assert_allclose(points["y"].reshape(4, 6), (rows - 1.5) / 3 * depth, rtol=1e-5)
@@ -135,19 +123,8 @@ def test_ply_of_the_kinect_by_default(tmp_path: Path, shape: tuple[int, int]) ->
     assert points["y"].max() == pytest.approx((shape[0] / 2 - 0.5) / 518.86, rel=1e-5)
 
 
-def test_kinect_is_63_degrees_across() -> None:
-    assert visualize.focal_length(640, 63.33) == pytest.approx(518.86, rel=1e-3)
-
-
-@pytest.mark.parametrize("fov", [1, 179, 0, -60, 360, float("nan"), float("inf")])
-def test_impossible_fields_of_view(tmp_path: Path, fov: float) -> None:
-    with pytest.raises(ValueError, match="fov must be between 1 and 179 degrees"):
-        Prediction(RAMP, BLACK).save_ply(tmp_path / "a.ply", fov=fov)
-    assert not list(tmp_path.iterdir())
-
-
 def test_ply_of_a_large_picture_is_written_in_strips(tmp_path: Path) -> None:
     depth = np.arange(1100 * 1000, dtype=np.float32).reshape(1100, 1000)
-    Prediction(depth, np.zeros((1100, 1000, 3), np.uint8)).save_ply(tmp_path / "a.ply", fov=60)
+    Prediction(depth, np.zeros((1100, 1000, 3), np.uint8)).save_ply(tmp_path / "a.ply")
     _, points = parse_ply(tmp_path / "a.ply")
     np.testing.assert_array_equal(points["z"], depth.ravel())

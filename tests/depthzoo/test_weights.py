@@ -56,7 +56,7 @@ def test_a_path_that_does_not_exist(zoo: Any, name: str, one_line: Any) -> None:
 def test_what_is_no_weights_at_all(zoo: Any, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="must be 'DEFAULT', a tag, a path or None, not True"):
         weights.find("tiny", True)  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match="is a folder"):
+    with pytest.raises(WeightsError, match=r"is a folder without model\.safetensors"):
         weights.find("tiny", tmp_path)
 
 
@@ -72,6 +72,14 @@ def test_paths_of_every_kind(zoo: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert weights.find("tiny", Path("nyu")) == Path("nyu")
     (zoo.bundled / zoo.card["file"]).write_bytes(zoo.good)
     assert weights.find("tiny", "nyu") == zoo.bundled / zoo.card["file"]
+
+
+def test_a_runs_folder_is_its_best_weights(zoo: Any, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(zoo.good)
+    assert weights.find("tiny", run) == weights.find("tiny", str(run)) == run / "model.safetensors"
+    assert weights.model_of(run) == weights.model_of(run / "model.safetensors") == "tiny"
 
 
 def test_only_a_path_with_a_known_name_is_verified(zoo: Any, tmp_path: Path, one_line: Any) -> None:

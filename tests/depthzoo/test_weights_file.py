@@ -110,6 +110,7 @@ def test_non_finite_tensors_are_not_saved(
     [
         ("DEFAULT", {}, "weights tag 'DEFAULT'"),
         ("v1.0", {}, "weights tag 'v1.0'"),
+        ("nyu_mse", {}, "weights tag 'nyu_mse': expected small letters and digits, joined by hyphens"),
         ("nyu", {"model": "unet"}, "with a card of model 'unet'"),
         ("nyu", {"abs_rel": math.nan}, "the card is no JSON"),
         ("nyu", {"path": Path("x")}, "the card is no JSON"),

@@ -148,11 +148,11 @@ def test_from_pairs_to_onnx(streets: Path, tmp_path: Path) -> None:
     assert measured["count"] == SPLITS["test"] and measured["depth_range"] == [0.001, FAR]
     assert measured["failures"]["by_distance"][-1]["metres"] == [40, 80]
 
-    # By another way: Predictor on the files, metres by the rule of depthzoo.camera.
+    # By another way: Predictor on the files.
     predict, errors = Predictor(model, "cpu"), []
     for number in range(SPLITS["test"]):
         truth = np.asarray(Image.open(streets / "depth" / "test" / f"{number}.png")) * STEP
-        depth = predict(streets / "rgb" / "test" / f"{number}.png").depth * scale
+        depth = predict(streets / "rgb" / "test" / f"{number}.png", FOCAL).depth
         counted = (truth > 0) & (truth < FAR)
         errors.append(np.mean(np.abs(depth.clip(0.001, FAR) - truth)[counted] / truth[counted]))
     assert measured["plain"]["per_image"]["abs_rel"] == pytest.approx(np.mean(errors), rel=1e-4)

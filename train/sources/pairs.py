@@ -120,7 +120,7 @@ class Pairs(Source):
             item.key,
             image,
             steps.astype(np.float32) * np.float32(self.scale),
-            self.focal or nyu.focal_px(image.shape[1]),
+            self.focal or nyu.focal_px(max(image.shape[:2])),
             image_file,
             content if wide and self.scale == self.depth_unit else None,
         )
