@@ -219,7 +219,7 @@ class Learner:
         """
         if self.average is None:
             return
-        network = self.average.module
+        network = self.trained()
         set_modes(network, self.config, frozen)
         layers = [
             m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
