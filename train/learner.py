@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import DEFAULT_RANGE, depth_range
+from depthzoo.data.shards import DEFAULT_RANGE, depth_facts
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
@@ -33,18 +33,18 @@ OWN_BUFFERS: dict[str, Any] = {
 
 
 def head_bounds(info: dict[str, Any]) -> dict[str, float]:
-    """Options of the head for a data set's depth range, in metres of the canonical camera; none for the usual range.
+    """Options of the head for a data set's depth range, canonical metres; none where the usual ones do.
 
     Args:
         info: the content of ``dataset.json``.
     """
-    far = depth_range(info)[1]
-    if depth_range(info) == DEFAULT_RANGE:
-        return {}
+    _, stated = depth_facts(info)
     train = info["splits"]["train"]
-    far /= depth_scale(train["focal_px"], train["size"][1])
+    far = round(stated[1] / depth_scale(train["focal_px"], train["size"][1]), 3)
+    if stated == DEFAULT_RANGE and far <= DEFAULT_RANGE[1]:
+        return {}
     # A fresh head starts at a quarter of its range, as with NYU Depth V2.
-    return {"max_depth": round(far, 3), "mean_depth": round(far / 4, 3)}
+    return {"max_depth": far, "mean_depth": round(far / 4, 3)}
 
 
 def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> DepthModel:

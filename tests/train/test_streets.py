@@ -88,9 +88,6 @@ def test_nothing_is_clamped(streets: Path, run_prepare: Callable[..., int]) -> N
     assert run_prepare("verify", streets / "set", "--full", "--workers", 1) == 0
 
 
-@pytest.mark.xfail(
-    reason="train.augment maps every picture to the Kinect's frame, and its labels are millimetres"
-)
 def test_labels_are_those_of_the_canonical_camera(streets: Path, tmp_path: Path) -> None:
     feed = Feed(
         load_recipe(recipe(tmp_path)), Sources(streets / "set"), tmp_path, torch.device("cpu"), World()
@@ -114,6 +111,10 @@ def test_the_head_reaches_the_range_of_the_data_set() -> None:
         model = build_model(config, known)
         assert model.max_depth == 10.0 and model.arguments == {"head": "sigmoid", "width": 4}
     assert build_model(config, info([0.001, 80.0], FOCAL, 310)).max_depth == pytest.approx(111.7, abs=0.01)
+    # 10 m of a wide lens are farther for the canonical camera.
+    assert build_model(config, info([0.001, 10.0], 0.4 * 640, 640)).max_depth == pytest.approx(
+        20.27, abs=0.01
+    )
     near = build_model(config, info([0.05, 2.0], 518.86, 640))
     assert near.max_depth == 2.0 and near.arguments["mean_depth"] == 0.5
     stated = TrainConfig(model="unet", model_options={"width": 4, "max_depth": 60.0})
