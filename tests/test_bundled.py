@@ -128,6 +128,9 @@ def test_the_readme_says_what_the_cards_say(root: Path) -> None:
 
 
 def test_bundled_pictures_come_from_the_renderer() -> None:
-    folder = Path(depthzoo.__file__).parent / "data" / "examples"
-    stored = np.asarray(Image.open(folder / "office.depth.png"))
-    assert np.abs(stored / 1000 - render(10).depth).max() < 2e-3
+    folder, room = Path(depthzoo.__file__).parent / "data" / "examples", render(10)
+    far = np.abs(np.asarray(Image.open(folder / "office.depth.png")) / 1000 - room.depth)
+    # A ray that grazes an edge meets the near or the far side as the processor rounds; all others agree.
+    assert np.median(far) < 1e-3 and (far > 2e-3).mean() < 1e-3
+    apart = np.abs(np.asarray(Image.open(folder / "office.jpg")).astype(int) - room.image).max(axis=-1)
+    assert (apart > 24).mean() < 1e-3  # grey levels, more than JPEG changes

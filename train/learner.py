@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import DEFAULT_RANGE, depth_range
+from depthzoo.data.shards import DEFAULT_RANGE, depth_facts
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
@@ -38,7 +38,7 @@ def head_bounds(info: dict[str, Any]) -> dict[str, float]:
     Args:
         info: the content of ``dataset.json``.
     """
-    stated, train = depth_range(info), info["splits"]["train"]
+    (_, stated), train = depth_facts(info), info["splits"]["train"]
     far = round(stated[1] / depth_scale(train["focal_px"], max(train["size"])), 3)
     if stated == DEFAULT_RANGE and far <= DEFAULT_RANGE[1]:
         return {}
@@ -218,7 +218,7 @@ class Learner:
         """
         if self.average is None:
             return
-        network = self.average.module
+        network = self.trained()
         set_modes(network, self.config, frozen)
         layers = [
             m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training

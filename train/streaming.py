@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from depthzoo.data.codec import DatasetError, decode
-from depthzoo.data.shards import Shard, depth_unit
+from depthzoo.data.shards import Shard, depth_facts
 from train.loading import Batch, Decoder, sample_draws
 from train.remote import Encoded, RemoteSet, fetch_split, is_remote
 from train.stream_order import Order, Run
@@ -275,5 +275,5 @@ class ShardStream:
         while self._first < first + count - RECENT_BATCHES * count:
             self._window.popleft()
             self._first += 1
-        unit = depth_unit(self.info)
+        unit, _ = depth_facts(self.info)
         return Batch(torch.stack(images), torch.stack(depths), draws, self.focal_px, list(keys), unit)

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from depthzoo.data.codec import step_range
-from depthzoo.data.shards import DatasetError, ShardDataset, depth_range, read_dataset
+from depthzoo.data.shards import DatasetError, ShardDataset, depth_facts, read_dataset
 from train.encoding import check_medians, median
 from train.sources.frames import SourceError
 
@@ -94,7 +94,7 @@ def problems(folder: Path, full: bool = False, workers: int = 1) -> Iterator[str
                 seen.add(name)
         for split, values in medians.items():
             try:
-                check_medians(values, f"{folder}: split {split!r}", depth_range=depth_range(info))
+                check_medians(values, f"{folder}: split {split!r}", depth_range=depth_facts(info)[1])
             except SourceError as error:
                 yield str(error)
 

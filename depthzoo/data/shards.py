@@ -194,27 +194,22 @@ def parse_dataset(text: bytes, name: str) -> dict[str, Any]:
     if not isinstance(content.get("splits"), dict):
         raise DatasetError(f"{name} has no table of splits")
     try:
-        depth_unit(content), depth_range(content)
+        depth_facts(content)
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{name}: {error}") from None
     return content
 
 
-def depth_unit(info: dict[str, Any]) -> float:
-    """Metres per step of the stored depth, from the content of ``dataset.json``."""
+def depth_facts(info: dict[str, Any]) -> tuple[float, tuple[float, float]]:
+    """Metres per step of the stored depth, and its range in metres, from the content of ``dataset.json``."""
     stated = info.get("depth_unit", "mm")
     unit = MILLIMETRE if stated == "mm" else float(stated)
     if not 0 < unit < float("inf"):
         raise ValueError(f'depth_unit {stated!r}: expected "mm" or metres per step')
-    return unit
-
-
-def depth_range(info: dict[str, Any]) -> tuple[float, float]:
-    """Least and largest valid depth in metres, from the content of ``dataset.json``."""
     low, high = map(float, info.get("depth_range", DEFAULT_RANGE))
     if not 0 < low < high < float("inf"):
         raise ValueError(f"depth_range [{low:g}, {high:g}]: expected 0 < least < largest, metres")
-    return low, high
+    return unit, (low, high)
 
 
 @dataclass(frozen=True)
@@ -267,8 +262,8 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
     def __init__(self, folder: str | os.PathLike[str], split: str, limit: int = 0) -> None:
         self.folder, self.split = Path(folder), split
         self.info = read_dataset(folder)
-        self.depth_unit, self.depth_range = depth_unit(self.info), depth_range(self.info)
         self.focal_px, shards = split_shards(self.info, split, str(folder))
+        self.depth_unit, self.depth_range = depth_facts(self.info)
         self._rows: list[tuple[Path, list[Any]]] = []
         for shard in shards:
             path = self.folder / shard.file

@@ -298,7 +298,8 @@ def test_all_that_is_stored(small: list[object], tmp_path: Path, capsys: pytest.
     # 10 GFLOP/s in fp32; bf16 has no ceiling.
     assert seed["floor"] == pytest.approx(100 * seed["gflop"], rel=0.05) and ours["floor"] is None
     took = 2000 / seed["images_per_s"]
-    assert seed["percent_of_floor"] == pytest.approx(100 * seed["floor"] / took, rel=0.02)
+    # It is stored to a tenth of a percent, which is much of it on a slow processor.
+    assert seed["percent_of_floor"] == pytest.approx(100 * seed["floor"] / took, rel=0.02, abs=0.06)
     assert len(largest["largest_batch"]) == 6 and largest["rows"] == []
 
 

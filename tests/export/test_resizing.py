@@ -65,7 +65,8 @@ def test_the_same_as_resizing_outside(dynamic: OnnxDepth, tiny_file: Path, size:
 def test_a_batch_is_its_pictures(dynamic: OnnxDepth) -> None:
     pictures = np.stack([np.asarray(noise(50, 70)), np.asarray(noise(50, 70))[::-1]])
     alone = [dynamic.run(pictures[index : index + 1]) for index in range(2)]
-    assert np.array_equal(dynamic.run(pictures), np.concatenate(alone))
+    # A batch may be computed in another order than a picture alone.
+    np.testing.assert_allclose(dynamic.run(pictures), np.concatenate(alone), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(192, 256), (480, 640), (32, 32), (224, 992)])

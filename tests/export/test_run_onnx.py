@@ -277,7 +277,7 @@ def test_bound_buffers_give_the_same_and_are_reused(session: OnnxDepth) -> None:
     assert np.array_equal(first.run().numpy(), session.run(images))
     again = session.bind(images[::-1])  # and not contiguous
     assert again is first
-    assert np.array_equal(again.run().numpy(), session.run(images)[::-1])
+    assert np.array_equal(again.run().numpy(), session.run(np.ascontiguousarray(images[::-1])))
     for width in range(32, 32 * 12, 32):
         assert session.bind(np.zeros((1, 3, 32, width), np.float32)).run().shape() == [1, 1, 32, width]
         assert len(session.buffers) <= run_onnx.KEPT_SHAPES
@@ -292,8 +292,9 @@ def test_uint8_input(uint8_file: Path, tiny_file: Path) -> None:
     # Resized inside without rounding to bytes, so not equal to the last digit.
     assert np.abs(depth - OnnxDepth(tiny_file, size=(64, 96)).predict(image)).mean() < 5e-3
     batch = np.stack([np.asarray(image)] * 2)
-    assert np.array_equal(model.run(batch)[1, 0], depth)
-    assert np.array_equal(model.bind(batch).run().numpy()[0, 0], depth)
+    # A batch may be computed in another order than a picture alone.
+    np.testing.assert_allclose(model.run(batch)[1, 0], depth, rtol=0, atol=1e-4)
+    assert np.array_equal(model.bind(batch).run().numpy(), model.run(batch))
     assert model.blank(3).shape == (3, 64, 96, 3)
     for wrong in (batch.astype(np.float32), batch.transpose(0, 3, 1, 2), batch[0], batch[..., :1]):
         with pytest.raises(OnnxError, match=r"must be uint8 \(N, H, W, 3\), got "):

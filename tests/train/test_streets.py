@@ -9,18 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.camera import depth_scale
+from depthzoo.camera import CANONICAL_FOCAL, depth_scale
 from depthzoo.data.shards import ShardDataset
 from depthzoo.predictor import Predictor
 from train import __main__ as training
 from train import evaluate
 from train.arguments import command
+from train.augment import geometry
 from train.cards import load_any
-from train.config import TrainConfig, load_recipe
+from train.config import AugmentConfig, TrainConfig, load_recipe
 from train.distributed import World
 from train.failures import limits
 from train.feed import Feed, Sources
 from train.learner import build_model
+from train.loading import DRAWS, Batch
 
 SIZE, FOCAL, FAR = (94, 310), 180.0, 80.0
 STEP = 1 / 256  # metres
@@ -119,6 +121,18 @@ def test_the_head_reaches_the_range_of_the_data_set() -> None:
     assert near.max_depth == 2.0 and near.arguments["mean_depth"] == 0.5
     stated = TrainConfig(model="unet", model_options={"width": 4, "max_depth": 60.0})
     assert build_model(stated, info([0.001, 80.0], FOCAL, 310)).max_depth == 60.0
+
+
+def test_a_turned_camera_keeps_its_scale_in_head_and_labels() -> None:
+    config = TrainConfig(model="unet", model_options={"width": 4})
+    turned = {"depth_range": [0.001, FAR], "splits": {"train": {"focal_px": FOCAL, "size": [310, 94]}}}
+    assert (
+        build_model(config, turned).max_depth == build_model(config, info([0.001, FAR], FOCAL, 310)).max_depth
+    )
+    frames = torch.zeros(1, 3, 64, 48, dtype=torch.uint8), torch.zeros(1, 1, 64, 48, dtype=torch.int16)
+    batch = Batch(*frames, np.zeros((1, DRAWS)), 2 * CANONICAL_FOCAL * 64, ["k"])
+    _, divisor = geometry(batch, (64, 48), AugmentConfig())
+    assert divisor.item() == pytest.approx(2)
 
 
 @pytest.mark.slow
