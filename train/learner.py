@@ -237,8 +237,8 @@ class Learner:
         network.eval()
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-            self.world.average(layer.running_mean)
-            self.world.average(layer.running_var)
+            self.world.average(layer.running_mean)  # type: ignore[arg-type]
+            self.world.average(layer.running_var)  # type: ignore[arg-type]
 
     def checkpoint(self, state: dict[str, Any], config: str) -> Checkpoint:
         """All of it, with the run's own ``state`` and its configuration as TOML."""
