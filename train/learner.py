@@ -19,7 +19,7 @@ from depthzoo.weights import load_into
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.distributed import World
-from train.optimize import make_optimizer, recompute_activations, set_modes
+from train.optimize import dense_gradients, make_optimizer, recompute_activations, set_modes
 from train.precision import AUTOCAST
 from train.progress import TrainingError
 
@@ -82,6 +82,8 @@ class Learner:
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema else None
         if config.recompute:
             recompute_activations(self.model)
+        if device.type == "cpu" and not compile:
+            dense_gradients(self.model)
         self.loss = MultiScale(combined(config.loss, config.loss_options))
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -181,7 +183,7 @@ class Learner:
             return
         network = self.trained()
         set_modes(network, self.config, frozen)
-        layers = [
+        layers: list[Any] = [
             m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
         ]
         if not layers:
