@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthzoo.models.blocks import resize
+from depthzoo.models.blocks import match_size
 from depthzoo.registry import create_loss, register_loss
 
 MIN_LOG_DEPTH = 1e-3
@@ -255,7 +255,7 @@ class MultiScale(nn.Module):
     def forward(self, predictions: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
         """Weighted sum, a scalar; ``predictions`` are (N, 1, h, w) in metres, finest first."""
         losses = [
-            weight * self.loss(resize(prediction.float(), target.shape[-2:]), target, mask)
+            weight * self.loss(match_size(prediction.float(), target), target, mask)
             for weight, prediction in zip(self.weights, predictions, strict=False)
         ]
         return torch.stack(losses).sum()

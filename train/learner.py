@@ -21,7 +21,13 @@ from depthzoo.weights import load_into
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.distributed import World
-from train.optimize import add_stochastic_depth, make_optimizer, recompute_activations, set_modes
+from train.optimize import (
+    add_stochastic_depth,
+    dense_gradients,
+    make_optimizer,
+    recompute_activations,
+    set_modes,
+)
 from train.precision import AUTOCAST
 from train.progress import TrainingError
 
@@ -111,6 +117,8 @@ class Learner:
         add_stochastic_depth(self.model, config.stochastic_depth)
         if config.recompute:
             recompute_activations(self.model)
+        if device.type == "cpu" and not compile:
+            dense_gradients(self.model)
         self.loss = MultiScale(combined(config.loss, config.loss_options))
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -220,7 +228,7 @@ class Learner:
             return
         network = self.trained()
         set_modes(network, self.config, frozen)
-        layers = [
+        layers: list[Any] = [
             m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
         ]
         if not layers:

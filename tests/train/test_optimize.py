@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depthzoo.registry import create_model
+from depthzoo.models.blocks import Upsample2x
 from depthzoo.weights import write_weights
 from train.config import TrainConfig
 from train.distributed import World
@@ -123,6 +124,31 @@ def test_frozen_batchnorm_keeps_its_statistics_and_still_learns() -> None:
     free = learner()
     free.learn(*batch(), rate=0.01, frozen=False)
     assert not equal(statistics, dict(free.model.named_buffers()))
+
+
+@pytest.mark.parametrize("model", ["unet_mobilenet_v3", "unet_resnet50", "unet_bilinear"])
+def test_upsampling_goes_backward_on_dense_gradients(model: str) -> None:
+    """And the gradients of the weights are those of the plain network."""
+    image, depth, mask = batch(2, size=(32, 64))
+    dense: list[bool] = []
+    found = []
+    for plain in (False, True):
+        one = learner(model=model)
+        network = build_model(one.config).to(memory_format=torch.channels_last) if plain else one.model
+        network.train()
+        for module in network.modules():
+            if isinstance(module, Upsample2x) and not plain:
+                module.register_full_backward_pre_hook(
+                    lambda module, gradients: dense.append(
+                        gradients[0].is_contiguous(memory_format=torch.channels_last)
+                    )
+                )
+        images = image.contiguous(memory_format=torch.channels_last)
+        one.loss(network(images, all_heads=True), depth, mask).backward()
+        found.append({key: value.grad for key, value in network.named_parameters()})
+    assert len(dense) >= 4 and all(dense)
+    for key, gradient in found[1].items():
+        torch.testing.assert_close(found[0][key], gradient, rtol=1e-3, atol=1e-6)
 
 
 # Accumulation.
