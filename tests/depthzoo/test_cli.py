@@ -264,7 +264,7 @@ def test_the_command_for_real(tmp_path: Path) -> None:
     command += ["--model", "unet_mobilenet_v3", "--weights", path.name, "--device", "cpu"]
     root = Path(cli.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == f"1 picture: depth16, ply in out{os.sep}"
     with Image.open(tmp_path / "out" / "a.depth.png") as image:
@@ -287,7 +287,7 @@ def test_reader_that_goes_away() -> None:
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
