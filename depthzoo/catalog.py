@@ -95,7 +95,10 @@ def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "depth_range" in card:
         yield "depth", "{} to {} {}".format(*card["depth_range"], card.get("unit", "m"))
     if camera := card.get("camera"):
-        yield "camera", ", ".join(f"{key} {value}" for key, value in camera.items())
+        yield (
+            "camera",
+            f"{camera.get('name', '?')}, focal length {camera['focal_px']} px at {camera['at_width']} px",
+        )
     metrics = card.get("metrics", {})
     if "protocol" in metrics:
         yield "protocol", str(metrics["protocol"])

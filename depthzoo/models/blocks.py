@@ -17,6 +17,7 @@ MIN_SIZE = 32
 FAR_OFF = (
     1.6  # times the pixels of the working size, or a part of them, at which trained weights are much worse
 )
+GOOD = 1.1  # times the AbsRel of the best size
 # exp(mean(ln d)) over the valid pixels of the 795 NYU Depth V2 train frames, in metres.
 NYU_LOG_MEAN_DEPTH = 2.54
 
@@ -239,8 +240,11 @@ class DepthModel(nn.Module):
         if self.training or self._warned or not self.card or "size" not in self.card:
             return
         height, width = self.card["size"]
-        # A card may have a table of accuracy by size: all sizes in it, and those between, are known.
-        known = [math.prod(map(int, size.split("x"))) for size in self.card.get("sizes", ())]
+        # A card may have figures by size: those nearly as good as the best, and the sizes between them, are meant too.
+        table = self.card.get("sizes") or {}
+        errors = {size: row["abs_rel"] if isinstance(row, dict) else row for size, row in table.items()}
+        good = [size for size, error in errors.items() if error <= GOOD * min(errors.values())]
+        known = [math.prod(map(int, size.split("x"))) for size in good]
         area = image.shape[-2] * image.shape[-1]
         if not min([height * width / FAR_OFF, *known]) <= area <= max([height * width * FAR_OFF, *known]):
             self._warned = True

@@ -120,7 +120,7 @@ def test_imagenet_that_cannot_be_had_is_one_line(
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
     with pytest.raises(
-        ValueError, match=rf"download https://.*mobilenet_v3_large.*{says}.* use none"
+        ValueError, match=rf"download https://.*mobilenet_v3_large.*{says}.* use None or a path$"
     ) as caught:
         depthzoo.unet_mobilenet_v3(weights=None, encoder_weights="imagenet")
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -340,8 +341,10 @@ def test_trained_weights_warn_once_of_a_size_they_are_not_for(at_96x128: DepthMo
     assert len(warned(twin, 64, 96)) == 1  # half the pixels
 
 
-def test_sizes_that_the_card_has_figures_for_do_not_warn(at_96x128: DepthModel) -> None:
-    at_96x128.card = {"size": [96, 128], "sizes": {"64x96": 0.2, "96x128": 0.2, "128x160": 0.2}}
+@pytest.mark.parametrize("form", [float, lambda figure: {"abs_rel": figure, "d1": 0.6}])
+def test_sizes_that_the_card_has_good_figures_for_do_not_warn(at_96x128: DepthModel, form: Any) -> None:
+    figures = {"64x96": 0.21, "96x128": 0.2, "128x160": 0.215, "160x160": 0.35}
+    at_96x128.card = {"size": [96, 128], "sizes": {size: form(figure) for size, figure in figures.items()}}
     for size in ((64, 96), (128, 160), (96, 160)):
         assert warned(at_96x128, *size) == []
     assert len(warned(at_96x128, 160, 160)) == 1
