@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthzoo.registry import create_model
 from depthzoo.models.blocks import Upsample2x
+from depthzoo.registry import create_model
 from depthzoo.weights import write_weights
 from train.config import TrainConfig
 from train.distributed import World
