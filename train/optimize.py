@@ -54,8 +54,9 @@ def make_optimizer(model: DepthModel, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-    # A quarter of the time on a CPU, where there are hundreds of small tensors.
-    return kind(groups, lr=config.lr, fused=True)
+    # Not fused: on a CPU that kernel pairs weights and averages by their place in memory, and a checkpoint's are not
+    # channels_last.
+    return kind(groups, lr=config.lr)
 
 
 def set_modes(model: DepthModel, config: TrainConfig, encoder_frozen: bool) -> None:
