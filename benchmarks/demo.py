@@ -1,4 +1,4 @@
-"""What ``make demo`` runs: one picture through torch.hub, ONNX and onnxruntime, and how they compare.
+"""What ``make demo`` runs: one picture through torch.hub, ONNX and onnxruntime, and how far they agree.
 
     python benchmarks/demo.py --image photo.jpg
 
@@ -12,7 +12,6 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,8 @@ from PIL import Image  # noqa: E402
 import depthzoo  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.images import load_image  # noqa: E402
-from depthzoo.predictor import working_size  # noqa: E402
 from depthzoo.registry import MODELS  # noqa: E402
-from export.run_onnx import OnnxDepth, Parser, interleave, milliseconds, save  # noqa: E402
+from export.run_onnx import OnnxDepth, Parser, save  # noqa: E402
 from export.to_onnx import export_onnx  # noqa: E402
 
 EXAMPLES = Path(depthzoo.__file__).parent / "data" / "examples"
@@ -56,8 +54,6 @@ def demonstrate(
     weights: str | None,
     picture: tuple[np.ndarray, np.ndarray | None, str],
     out: Path,
-    rounds: int = 15,
-    seconds: float = 30,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Runs everything, writes the files into ``out`` and returns the figures of demo.json."""
@@ -67,9 +63,6 @@ def demonstrate(
     tag = model.card["tag"] if model.card else "random"
     print(f"{name} ({tag} weights) on {source}, {image.shape[0]}x{image.shape[1]}", flush=True)
     predictor = depthzoo.Predictor(model, device="cpu", size=size)
-    small = torch.zeros(1, 3, *working_size(image.shape[0], image.shape[1], predictor.size))
-    with torch.inference_mode():
-        first = {"eager torch": milliseconds(lambda: model(small))}
     prediction = predictor.predict(image)
     prediction.save_panel(out / "panel.png", truth)
     depth = prediction.depth
@@ -82,30 +75,13 @@ def demonstrate(
     print(f"ONNX: {path}, {path.stat().st_size / 1e6:.1f} MB, opset 18")
     print(f"parity with PyTorch: {parity}", flush=True)
 
-    threads = torch.get_num_threads()
-    start = time.perf_counter()
-    session = OnnxDepth(path, size=size, threads=threads)
-    loading = 1000 * (time.perf_counter() - start)
-    batch = session.prepare(Image.fromarray(image))
-    first["onnxruntime"] = milliseconds(lambda: session.run(batch))
-    onnx_depth = session.predict(Image.fromarray(image))
+    onnx_depth = OnnxDepth(path, size=size).predict(Image.fromarray(image))
     save(onnx_depth, out / "onnx")
     apart = np.abs(onnx_depth - depth)
     print(
         f"the whole way on this picture: max {apart.max():.1e} m, mean {apart.mean():.1e} m apart", flush=True
     )
 
-    tensor = torch.from_numpy(batch)
-    with torch.inference_mode():
-        runs = {"eager torch": lambda: model(tensor), "onnxruntime": lambda: session.run(batch)}
-        # Both libraries' idle threads may spin for a while on cores that the other needs.
-        latency = interleave(runs, rounds, seconds, first, pause=0.05)
-    height, width = batch.shape[2:]
-    print(f"latency on the CPU, {threads} threads, one picture at {height}x{width}:")
-    for key, value in latency.items():
-        print(f"  {key:<12}{value}")
-    ratio = latency["eager torch"].median / latency["onnxruntime"].median
-    print(f"  onnxruntime is {ratio:.2f} times as fast")
     figures = {
         "model": name,
         "weights": tag,
@@ -114,9 +90,7 @@ def demonstrate(
         "parity": json.loads(parity.json()),
         "picture_difference_m": {"max": float(apart.max()), "mean": float(apart.mean())},
         "onnx_bytes": path.stat().st_size,
-        "latency_ms": {"size": [height, width], "batch": 1, "load_onnx": loading}
-        | {key: asdict(value) for key, value in latency.items()},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": threads},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {
             "depthzoo": depthzoo.__version__,
             "torch": torch.__version__,

@@ -3,7 +3,8 @@
     python benchmarks/predictor.py [NAME...] [--sizes own 480x640]
 
 The network alone, and the Predictor on the file and on the decoded picture, in turn in one run, at the weights' own
-working size ("own") or another. The network is the Predictor's own, in the layout that it has there. The steps around
+working size ("own") or another. The network is the Predictor's own, in the layout that it has there (channels_last on a
+CPU), in full float32 (no TF32). The steps around
 it are also timed one by one. The figures go into
 results/predictor.DEVICE.json.
 """
@@ -30,6 +31,7 @@ from depthzoo.data.rooms import render  # noqa: E402
 from depthzoo.images import load_image  # noqa: E402
 from depthzoo.predictor import Predictor, resize_depth, resize_image, select_device, working_size  # noqa: E402
 from depthzoo.registry import MODELS, create_model  # noqa: E402
+from export.latency import cuda_math  # noqa: E402
 from export.run_onnx import Latency, interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 
@@ -77,7 +79,7 @@ def measure(
         "step: resize picture": lambda: resize_image(pixels_first, work),
         "step: resize depth": lambda: resize_depth(small, pixels.shape[:2]),
     }
-    with torch.inference_mode():
+    with torch.inference_mode(), cuda_math(tf32=False):
         latencies = interleave(runs, rounds, seconds, pause=PAUSE[device.type])
     return [row(what, name, work, latency, latencies["network"]) for what, latency in latencies.items()]
 
@@ -136,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{out}: the folder {out.parent} does not exist")
     sizes = ["x".join(map(str, size)) if size else "own" for size in args.sizes]
     settings = {"picture": list(PICTURE), "names": sorted(names), "sizes": sizes}
-    report = facts(device, ["pillow", "numpy"]) | settings | {"rows": []}
+    report = facts(device, ["pillow", "numpy"]) | settings | {"tf32": False, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.jpg"
         picture.write_bytes(encode_image(render(17, PICTURE).image, quality=QUALITY)[1])

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--over pixels batch workers processes] [--models NAME ...] [--device cuda]
 
-- pixels and batch: eager inference in float32, and the training step of ``python -m train`` with the model's recipe,
-  data and augmentation included; the values take turns.
+- pixels and batch: eager inference in full float32 (no TF32), and the training step of ``python -m train`` with the
+  model's recipe, data and augmentation included; the values take turns.
 - workers: augmented batches from shards that are decoded anew each time (``--cache none``), by so many threads; 0 is
   one thread that does not read ahead. Beside it the same from memory (``--cache ram``).
 - processes: training with one batch a process, so that perfect scaling is as many times the images/s; on CUDA one GPU
@@ -41,6 +41,7 @@ from benchmarks.measure.ways import TURN_SECONDS, Step, steps_in_turn, turn  # n
 from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, create_model  # noqa: E402
+from export.latency import cuda_math  # noqa: E402
 from export.run_onnx import interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.crew import cores  # noqa: E402
@@ -126,7 +127,6 @@ def stepper(
         config = recipe(model, size=size, batch_size=batch, frames=frames)
         step: Step = start_run(config, data, out, device).train_step
         return step
-    torch.backends.cudnn.benchmark = False  # a run sets it, for all that comes after
     network = create_model(model, weights=None).to(device).eval()
     images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -257,7 +257,10 @@ def fill(curve: Curve, args: argparse.Namespace, data: Path, device: torch.devic
             out = Path(folder, str(number))
             return stepper(curve.what, curve.model, *cases[number], data, args.frames, out, device)
 
-        return by_turns(curve, points, make, device, args.seconds)
+        # Training is timed as a run computes: in its recipe's precision, in which CUDA's float32 is TF32.
+        curve.more["tf32"] = curve.what == "training"
+        with cuda_math(curve.more["tf32"]):
+            return by_turns(curve, points, make, device, args.seconds)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -12,10 +12,12 @@ import onnxruntime
 import torch
 
 import depthzoo
+from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.models import DepthModel
 from export.graph import MULTIPLE
 
 FORMAT = "depthzoo/1"
+AS_EXACT = 1.1  # times the best AbsRel in a card's table of sizes
 DEFAULT_SIZE = (480, 640)
 # A CPU computes float16 files in float32: they are compared with every tensor rounded, but seen on no GPU yet.
 VERIFIED = {"fp16": "CPU-checked, each tensor rounded to float16; not verified on CUDA"}
@@ -25,6 +27,17 @@ def working_size(model: DepthModel, size: tuple[int, int] | None) -> tuple[int, 
     """(H, W) that the network works at: the size that it is fixed to, or its weights' own."""
     height, width = size or (model.card or {}).get("size", DEFAULT_SIZE)
     return int(height), int(width)
+
+
+def trained_sizes(card: Mapping[str, Any]) -> list[list[int]]:
+    """[H, W] of the sizes that weights hold at: their own, and those of the card's table that are about as exact."""
+    table = card.get("sizes", {})
+    best = min((row["abs_rel"] for row in table.values()), default=0.0)
+    sizes = {tuple(card["size"])} if "size" in card else set()
+    sizes |= {
+        tuple(map(int, text.split("x"))) for text, row in table.items() if row["abs_rel"] <= AS_EXACT * best
+    }
+    return sorted([int(height), int(width)] for height, width in sizes)
 
 
 def describe(
@@ -51,7 +64,10 @@ def describe(
         "output": {"name": "depth", "type": "float32", "layout": "NCHW"},
         "unit": "m",
         "depth_range": [model.min_depth, model.max_depth],
+        "canonical_focal": CANONICAL_FOCAL,  # of the width
+        "scale": "metres = depth * focal_px / (canonical_focal * picture width); depth itself if focal_px is unknown",
         "size": list(working_size(model, size)),
+        "trained_sizes": trained_sizes(card),
         "arguments": model.arguments,
         "licence": "code MIT; weights: see terms" if model.card else "MIT",
         "versions": {
@@ -63,9 +79,11 @@ def describe(
     }
     if uint8:
         kept = "squeezed to" if size else "resized, aspect kept, to about the pixels of"
-        facts["resizing"] = f"inside: {kept} size, bilinear and antialiased on bytes; depth back, bilinear"
+        facts["resizing"] = (
+            f"inside: {kept} size, bilinear and antialiased, to bytes, as Pillow; depth back, bilinear"
+        )
     facts |= {key: card.get(key) for key in ("dataset", "recipe", "camera", "metrics", "terms", "trained_on")}
-    return {key: value for key, value in facts.items() if value not in (None, "")}
+    return {key: value for key, value in facts.items() if value not in (None, "", [])}
 
 
 def write_facts(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:

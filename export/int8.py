@@ -25,7 +25,9 @@ from export.pictures import Pictures
 # features of a MobileNet would leave the others few levels (depth changed by 10 cm on average, not by 3).
 PERCENTILE = 99.99
 FRAMES = 64
-TOGETHER = 8  # frames whose activations are in memory at once
+TOGETHER = (
+    8  # frames whose activations are in memory at once, at most: onnxruntime wants a divisor of their number
+)
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -59,7 +61,7 @@ def quantize(
 
     Args:
         model: made by ``export.graph.trace``, of any or of a fixed size.
-        pictures: float32 (1, 3, h, w) in [0, 1], to calibrate on; what exceeds a multiple of 8 is left out.
+        pictures: float32 (1, 3, h, w) in [0, 1], to calibrate on.
         keep: layers that stay in float32 too, by the names in :func:`export.graph.layers`.
         only: quantise these layers alone.
         percentile: of each activation's values that lie within its range; 100 is all of them.
@@ -70,8 +72,7 @@ def quantize(
     known = layers(model)
     if unknown := sorted({*keep, *(only or ())} - known.keys()):
         raise ExportError(f"no layer {unknown[0]!r} in {model.graph.name}: there are {', '.join(known)}")
-    together = min(TOGETHER, len(pictures))
-    pictures = pictures[: len(pictures) // together * together]
+    together = max(count for count in range(1, TOGETHER + 1) if len(pictures) % count == 0)
     extra: dict[str, Any] = {"CalibStridedMinMax": together}  # for percentiles, too
     method = CalibrationMethod.MinMax
     if percentile < 100:

@@ -43,9 +43,9 @@ except ModuleNotFoundError as missing:
 VARIANTS: dict[str, list[tuple[str, str, dict[str, object]]]] = {
     "cpu": [("onnxruntime", "cpu", {})],
     "cuda": [
-        ("onnxruntime", "cuda", {}),
-        ("onnxruntime, CUDA graph", "cuda", {"enable_cuda_graph": 1}),
-        ("TensorRT", "tensorrt", {}),
+        ("onnxruntime", "cuda", {"use_tf32": 0}),
+        ("onnxruntime, CUDA graph", "cuda", {"use_tf32": 0, "enable_cuda_graph": 1}),
+        ("TensorRT", "tensorrt", {}),  # takes TF32 for float32
     ],
 }
 # On a CPU, idle threads of the one library may spin for a while on cores that the other needs.
@@ -60,7 +60,7 @@ class Candidate:
         run: the call.
         runs_in: "eager torch", "onnxruntime", ...
         file: the ONNX file's name.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32" (full float32), "tf32", "fp16" or "int8".
         ready: milliseconds until it could be called; on a GPU, a first run is among them.
     """
 
@@ -110,8 +110,8 @@ def compare(
         model = model or create_model(name, weights=None, **facts.get("arguments", {}))
     assert model is not None and size is not None
     report: dict[str, Any] = {"model": name, "batch": batch, "size": list(size), "rows": [], "missing": {}}
-    report |= machine(threads)
-    with threads_of_torch(threads):
+    report |= machine(threads) | {"tf32": False, "cudnn_benchmark": True}
+    with threads_of_torch(threads), cuda_math(tf32=False):
         for device in VARIANTS:
             exported = list(in_onnxruntime(precisions, device, batch, size, threads, report["missing"]))
             if not exported:
@@ -169,7 +169,8 @@ def in_onnxruntime(
                 session = OnnxDepth(path, provider, size, threads, options)
                 ready = 1000 * (time.perf_counter() - started)
                 pixels = (images.transpose(0, 2, 3, 1) * 255).astype(np.uint8) if session.uint8 else images
-                yield Candidate(session.bind(pixels).run, runs_in, path.name, precision, ready)
+                computed = "tf32" if (provider, precision) == ("tensorrt", "fp32") else precision
+                yield Candidate(session.bind(pixels).run, runs_in, path.name, computed, ready)
             except OnnxError as error:
                 useless = "does not work here" in str(error) or "this onnxruntime has no" in str(error)
                 missing[provider if useless else f"{path.name}, {runs_in}, {provider}"] = str(error)
@@ -177,6 +178,21 @@ def in_onnxruntime(
 
 def random_images(batch: int, size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).random((batch, 3, *size), np.float32)
+
+
+@contextmanager
+def cuda_math(tf32: bool) -> Iterator[None]:
+    """PyTorch's float32 on CUDA in TF32 or in full, and cuDNN's algorithms chosen by trial, as onnxruntime does.
+
+    PyTorch's defaults are TF32 in convolutions only, and no trial.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, tf32, tf32
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @contextmanager

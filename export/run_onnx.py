@@ -18,6 +18,7 @@ import math
 import statistics
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,18 +30,30 @@ try:
     import numpy as np
     import onnxruntime as ort
     from PIL import Image, ImageOps
-except ModuleNotFoundError as missing:
+
+    if not hasattr(ort, "InferenceSession"):
+        raise ImportError(
+            "onnxruntime is broken, as when onnxruntime and onnxruntime-gpu were installed together: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install one of them"
+        )
+except ImportError as error:
     if __name__ != "__main__":
         raise
-    print(f"run_onnx: error: no {missing.name}: pip install numpy pillow onnxruntime", file=sys.stderr)
+    missing = isinstance(error, ModuleNotFoundError)
+    reason = f"no {error.name}: pip install numpy pillow onnxruntime" if missing else error
+    print(f"run_onnx: error: {reason}", file=sys.stderr)
     sys.exit(2)
 
 Source: TypeAlias = str | Path | bytes  # bytes: the file's content
 PROVIDERS = {name.lower(): f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt")}
+# The camera that depth is predicted for, by its focal length as a fraction of the picture's width; a file's metadata
+# may name another. What a camera of another focal length sees is as many times further away: see ``depth_scale``.
+CANONICAL_FOCAL = 518.86 / 640
+FAR = 1.25  # a side so many times as long, or as short, as one that the weights were trained at
 KEPT_SHAPES = 8  # so many shapes of input keep their buffers on a GPU
 # What computes with sizes, not with pixels, in a file that resizes: a GPU leaves it to the CPU on purpose.
-SIZE_WORK = {"Shape", "Gather", "Slice", "Concat", "Cast", "Squeeze", "Unsqueeze", "ReduceProd"}
-SIZE_WORK |= {"Add", "Sub", "Mul", "Div", "Sqrt", "Round", "Floor", "Max", "Min"}
+SIZE_WORK = {"Shape", "Gather", "Slice", "Concat", "Cast", "Unsqueeze", "Range", "ReduceSum"}
+SIZE_WORK |= {"Abs", "Add", "Sub", "Mul", "Div", "Sqrt", "Round", "Floor", "Max", "Min"}
 # Colours of the preview from near to far, red to blue (after matplotlib's turbo_r).
 # fmt: off
 NEAR_TO_FAR = np.array([
@@ -72,6 +85,7 @@ class OnnxDepth:
         fixed: (height, width) of a file of one fixed size, else None.
         size: (height, width), the working size.
         multiple: height and width of the input are multiples of this.
+        warning: why depth at this size is not to be trusted, which ``predict`` warns of; "" where it is.
 
     Raises:
         OnnxError: not a file of ours, a size that it cannot take, a provider that does not work.
@@ -99,6 +113,7 @@ class OnnxDepth:
         if size and (min(size) < self.multiple or any(side % self.multiple for side in size)):
             raise OnnxError(f"size must be multiples of {self.multiple}, not {size[0]}x{size[1]}")
         self.size = size or own
+        self.warning = size_warning(self.metadata, self.size)
         self.buffers: dict[tuple[int, ...], Buffers] = {}
         self.numbers = itertools.count(1)
         if provider != "cpu":
@@ -142,10 +157,16 @@ class OnnxDepth:
         small = np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
         return np.ascontiguousarray(small.transpose(2, 0, 1)[None])
 
-    def predict(self, image: Image.Image) -> np.ndarray:
-        """Depth of one picture at its own size, as it stands upright: float32 (H, W), metres."""
+    def predict(self, image: Image.Image, focal_px: float | None = None) -> np.ndarray:
+        """Depth of one picture at its own size, as it stands upright: float32 (H, W), metres.
+
+        ``focal_px`` is its focal length in pixels, by default the canonical camera's; OnnxError unless above 0.
+        """
         upright = ImageOps.exif_transpose(image)
-        return resize_depth(self.run(self.prepare(upright))[0, 0], upright.size)
+        factor = depth_scale(self.metadata, focal_px, upright.width)
+        if self.warning:
+            warnings.warn(self.warning, stacklevel=2)
+        return resize_depth(self.run(self.prepare(upright))[0, 0] * factor, upright.size)
 
 
 class Buffers:
@@ -193,6 +214,25 @@ def read_metadata(session: ort.InferenceSession, name: str) -> dict[str, Any]:
             f"{name} is an ONNX file, but not one made by depthzoo's to_onnx.py, or it is cut short"
         )
     return metadata
+
+
+def size_warning(metadata: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """What there is to say of working at ``size`` (H, W); "" where it is near what the weights were trained at."""
+    known = metadata.get("trained_sizes", [])
+    areas = [height * width for height, width in known]
+    if not areas or min(areas) / FAR**2 <= size[0] * size[1] <= max(areas) * FAR**2:
+        return ""
+    sizes = ", ".join(f"{height}x{width}" for height, width in known)
+    return f"size {size[0]}x{size[1]} is far from {sizes}, which {metadata['name']} is trained for: depth will be off"
+
+
+def depth_scale(metadata: Mapping[str, Any], focal_px: float | None, width: int) -> np.float32:
+    """The factor from the network's depth to that of a picture ``width`` pixels wide, of a known focal length."""
+    if focal_px is None:
+        return np.float32(1)
+    if not 0 < focal_px < math.inf:
+        raise OnnxError(f"the focal length must be a number of pixels above 0, not {focal_px:g}")
+    return np.float32(focal_px / (metadata.get("canonical_focal", CANONICAL_FOCAL) * width))
 
 
 def check_images(model: OnnxDepth, images: np.ndarray) -> None:
@@ -252,7 +292,9 @@ def open_session(
         raise OnnxError(f"{path}: no such file")
     wanted, given = PROVIDERS[provider], {key: str(value) for key, value in (options or {}).items()}
     if wanted not in ort.get_available_providers():
-        raise OnnxError(f"this onnxruntime has no {provider}: pip install 'onnxruntime-gpu[cuda,cudnn]'")
+        # Whichever of the two packages is there, or both in one folder: nothing less than this mends it.
+        mend = "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        raise OnnxError(f"this onnxruntime has no {provider}: {mend}")
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 4  # what fails is raised, and said in one line below
@@ -452,11 +494,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and which can make warnings so."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         sys.exit(2)
+
+    def warn(self, message: Warning | str, *_: object) -> None:
+        print(f"{self.prog}: warning: {message}", file=sys.stderr)
 
 
 def info(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -482,6 +527,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="on the CPU (default: all cores)")
     parser.add_argument("--size", type=parse_size, metavar="HxW", help="working size, multiples of 32")
+    camera = parser.add_mutually_exclusive_group()
+    camera.add_argument("--focal", type=float, metavar="PX", help="focal length of the pictures in pixels")
+    camera.add_argument(
+        "--fov", type=float, metavar="DEG", help="their horizontal field of view, in its place"
+    )
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the results (default: here)")
     parser.add_argument("--info", action="store_true", help="print what the file says of itself")
     parser.add_argument(
@@ -497,6 +547,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"an option is KEY=VALUE, as use_tf32=0, not {wrong[0]!r}")
     if args.threads < 0 or (args.benchmark is not None and args.benchmark < 1):
         parser.error("--threads must be 0 or more, --benchmark 1 or more")
+    if args.fov is not None and not 1 < args.fov < 179:
+        parser.error(f"--fov must be between 1 and 179 degrees, not {args.fov:g}")
+    if args.focal is not None and not 0 < args.focal < math.inf:
+        parser.error(f"--focal must be a number of pixels above 0, not {args.focal:g}")
     options = {key: value for key, _, value in (text.partition("=") for text in args.option)}
     try:
         started = time.perf_counter()
@@ -511,7 +565,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             shape = "x".join(map(str, (args.benchmark, *model.size)))
             print(f"{args.model}: {args.provider}, {shape}, ready after {ready:.0f} ms", flush=True)
             print(interleave({"": model.bind(model.blank(args.benchmark)).run})[""])
-        return predict_all(model, args.images, args.out)
+        with warnings.catch_warnings():
+            warnings.showwarning = parser.warn
+            return predict_all(model, args.images, args.out, args.focal, args.fov)
     except (OnnxError, OSError, MemoryError) as error:
         parser.error(str(error) or "not enough memory")
     except KeyboardInterrupt:
@@ -519,13 +575,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def predict_all(model: OnnxDepth, images: Sequence[Path], out: Path) -> int:
+def predict_all(
+    model: OnnxDepth, images: Sequence[Path], out: Path, focal: float | None = None, fov: float | None = None
+) -> int:
     """Saves the depth of each picture, with a line for each; the exit code says whether all could be read."""
     code = 0
     for path in images:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            depth = model.predict(open_picture(path))
+            picture = ImageOps.exif_transpose(open_picture(path))
+            if fov is not None:
+                focal = picture.width / 2 / math.tan(math.radians(fov) / 2)
+            depth = model.predict(picture, focal)
             saved = save(depth, out / path.stem)
         except (OnnxError, OSError) as error:
             print(f"run_onnx: error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ import copy
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +44,7 @@ try:
     from export.parity import Parity, compare, eager, shapes_to_compare
     from export.pictures import Pictures
     from export.resizing import take_bytes
-    from export.run_onnx import OnnxDepth, Parser, parse_size
+    from export.run_onnx import OnnxDepth, Parser, parse_size, size_warning
 
     if find_spec("onnxscript") is None:
         raise ModuleNotFoundError(name="onnxscript")
@@ -91,6 +92,8 @@ def export_onnx(
     """
     path = Path(path)
     check_arguments(path, size, opset, precision)
+    if text := size_warning(describe(model), working_size(model, size)):
+        warnings.warn(text, stacklevel=2)
     # Predictor leaves weights in channels_last, which changes the graph and what rounding does.
     model = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     graph = trace(model, opset)
@@ -259,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, file in files.items():
             path = paths[name]
             try:
-                export_one(name, file, path, args)
+                with warnings.catch_warnings():
+                    warnings.showwarning = parser.warn
+                    export_one(name, file, path, args)
             except (ValueError, OSError) as error:
                 if len(files) == 1:
                     raise

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from export.latency import cuda_math
 from export.run_onnx import milliseconds
 
 # A call that is quicker is made twice in its turn.
@@ -25,11 +26,9 @@ def as_measured(device: torch.device) -> Iterator[None]:
     import torch._inductor.config
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark = True
     try:
         with (
+            cuda_math(tf32=False),  # each run in TF32 sets that
             torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10000),
             torch._inductor.config.patch(force_disable_caches=True),
             warnings.catch_warnings(),
@@ -37,7 +36,6 @@ def as_measured(device: torch.device) -> Iterator[None]:
             warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
             yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
         torch.compiler.reset()
         gc.collect()
         if device.type == "cuda":

@@ -223,6 +223,11 @@ def contenders(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def layout(run: Row) -> str:
+    """Of the network inside the Predictor, which on a CPU chooses its own: the way that is so called under Latency."""
+    return "channels_last" if place(run)[0] == "cpu" else "eager"
+
+
 def predictor(results: Path) -> str:
     """The bare network, and the Predictor around it."""
     parts = []
@@ -241,7 +246,7 @@ def predictor(results: Path) -> str:
                 cells.append("" if over is None else f"{number(rows[what]['median'])} ({over:+.0%})")
             lines.append(cells)
         parts.append(f"**{place(run)[1]}, a picture of {shape(run['picture'])}**, median milliseconds")
-        parts.append(table(["model", "works at", "network", *whats], lines, left=2))
+        parts.append(table(["model", "works at", f"network, {layout(run)}", *whats], lines, left=2))
         parts.append(sources([run]))
     return "\n\n".join(parts + unmeasured(collect(results, "predictor")))
 

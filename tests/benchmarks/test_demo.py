@@ -56,19 +56,19 @@ def test_everything_it_writes(
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (60, 80, 3), dtype=np.uint8)
     picture = (image, generator.uniform(1, 5, (60, 80)).astype(np.float32), "noise")
-    figures = demo.demonstrate("flat", None, picture, tmp_path, rounds=3, seconds=0, size=(64, 96))
+    figures = demo.demonstrate("flat", None, picture, tmp_path, size=(64, 96))
     assert asked == [((str(ROOT), "flat"), {"source": "local", "trust_repo": True, "weights": None})]
     names = ["demo.json", "flat.onnx", "onnx.depth.png", "onnx.preview.png", "panel.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert json.loads((tmp_path / "demo.json").read_text()) == figures
-    assert figures["latency_ms"]["size"] == [64, 96]
-    assert figures["latency_ms"]["onnxruntime"]["median"] > 0
     assert figures["picture_difference_m"]["max"] < 1e-3
     millimetres = np.asarray(Image.open(tmp_path / "onnx.depth.png"))
     assert millimetres.shape == (60, 80)
     assert abs(np.median(millimetres) / 1000 - figures["depth_m"]["median"]) < 2e-3
     out = capsys.readouterr().out
-    assert "parity with PyTorch: max " in out and "eager torch" in out and "times as fast" in out
+    assert "parity with PyTorch: max " in out
+    # Latency has one table, that of benchmarks/latency.py: the Predictor's model here is no plain eager PyTorch.
+    assert " ms" not in out and "latency_ms" not in figures
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,19 @@ def test_rows_of_one_model(picture: Path) -> None:
     assert "over_forward" in rows["Predictor, file"] and "over_forward" not in rows["step: decode"]
 
 
+def test_float32_is_float32(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        "benchmarks.predictor.interleave",
+        lambda runs, *_, **__: (
+            seen.append(torch.backends.cudnn.allow_tf32)
+            or dict.fromkeys(runs, Latency(9.0, 10.0, 9.0, 12.0, 5))
+        ),
+    )
+    measure("unet_mobilenet_v3", (64, 96), picture, torch.device("cpu"), 3, 5)
+    assert seen == [False]
+
+
 def test_share_over_the_network() -> None:
     network, whole = Latency(9.0, 10.0, 9.0, 12.0, 5), Latency(9.0, 11.5, 9.0, 12.0, 5)
     assert row("Predictor, file", "unet", (64, 96), whole, network)["over_forward"] == pytest.approx(0.15)
@@ -41,6 +54,7 @@ def test_run_is_stored_in_place_of_the_same(tmp_path: Path, capsys: pytest.Captu
     for _ in range(2):
         assert run(parser().parse_args(words)) == 0
     (stored,) = json.loads(out.read_text())["runs"]
+    assert stored["tf32"] is False
     assert stored["picture"] == [480, 640] and stored["machine"]["device"] == "cpu"
     assert {one["what"] for one in stored["rows"]} >= {"network", "Predictor, file"}
     assert "Predictor, file" in capsys.readouterr().out

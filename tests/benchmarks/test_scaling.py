@@ -1,6 +1,7 @@
 """The curves: what they are fitted to, what they hold, and what stops them."""
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,24 @@ def test_steps_of_both_kinds_have_the_size_and_batch(
     monkeypatch.setattr(scaling, "start_run", noticed)
     scaling.stepper("training", MODEL, (32, 64), 3, rooms, 6, tmp_path / "run", CPU)()
     assert seen == [(3, 3, 32, 64)]
+
+
+@pytest.mark.parametrize(("what", "tf32"), [("inference", False), ("training", True)])
+def test_the_arithmetic_is_set_and_stored(
+    what: str, tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen: set[tuple[bool, ...]] = set()
+    monkeypatch.setattr(
+        scaling,
+        "stepper",
+        lambda *_: lambda: seen.add((cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark)),
+    )
+    args = Namespace(sizes=[(32, 64)], batch=1, frames=6, seconds=0.01)
+    monkeypatch.setattr(cudnn, "allow_tf32", not tf32)
+    curve = scaling.fill(Curve("pixels", MODEL, what, 1, None, [2048]), args, tmp_path, CPU)
+    assert seen == {(tf32, tf32, True)} and curve.facts()["tf32"] is tf32
+    assert cudnn.allow_tf32 is not tf32
 
 
 def test_more_processes_than_cores_are_not_started(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:

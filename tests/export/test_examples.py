@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.run_onnx import OnnxDepth
+from depthzoo.registry import create_model
+from export.facts import describe
+from export.run_onnx import OnnxDepth, size_warning
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "export" / "examples"
@@ -285,3 +287,23 @@ def test_the_readme(
     assert names["depths"].shape == names["depth"].numpy().shape == (2, 1, 64, 96)
     used = {name: set(re.findall(rf"{name}.*?(--[a-z]+)", text)) for name in ("run_onnx.py", "folder.py")}
     assert used == {"run_onnx.py": {"--out", "--info", "--benchmark"}, "folder.py": {"--out"}}
+
+
+def test_the_page_puts_no_two_onnxruntimes_into_one_environment() -> None:
+    text = (ROOT / "export" / "README.md").read_text()
+    installed: dict[str, str] = {}
+    for pip, packages in re.findall(r"^(\S*pip) install ([^#\n]*)", text, re.MULTILINE):
+        installed[pip] = f"{installed.get(pip, '')} {packages}"
+    assert len(installed) == 2
+    assert not [words for words in installed.values() if "[export]" in words and "onnxruntime" in words]
+
+
+def test_the_sizes_that_the_page_shows_work() -> None:
+    """A picture's depth at them is not warned of; a benchmark may take any size."""
+    text = (ROOT / "export" / "README.md").read_text()
+    lines = "\n".join(line for line in text.splitlines() if "latency.py" not in line)
+    shown = re.findall(r"(?:--size |size=\()(\d+)(?:x|, )(\d+)", lines)
+    facts = describe(create_model("unet_mobilenet_v3"))
+    assert shown and facts["trained_sizes"]
+    for height, width in shown:
+        assert not size_warning(facts, (int(height), int(width))), (height, width)

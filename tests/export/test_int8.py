@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from depthzoo.models import DepthModel
+from export import int8
 from export.graph import ExportError, initializers, layers
 from export.int8 import Reader, calibrated, quantize
 from export.pictures import Pictures
@@ -95,6 +96,24 @@ def test_it_says_what_it_was_calibrated_on(tiny_graph: onnx.ModelProto, shards: 
         "percentile": 100,
         "float": ["normalize", "head.conv", "fine.0"],
     }
+
+
+def test_it_is_calibrated_on_all_that_it_says(
+    tiny_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+
+    class Watched(Reader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            item = super().get_next()
+            seen.extend((item or {}).values())
+            return item
+
+    monkeypatch.setattr(int8, "Reader", Watched)
+    for frames in (9, 11):  # multiples of neither 8 nor each other
+        seen.clear()
+        _, facts = calibrated(tiny_graph, Pictures(), (32, 64), frames=frames)
+        assert facts["frames"] == frames == len({picture.tobytes() for picture in seen})
 
 
 @pytest.mark.usefixtures("few_frames")

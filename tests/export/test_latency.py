@@ -76,6 +76,40 @@ def test_files_take_turns_with_eager_torch(
     )
 
 
+def test_float32_is_float32_and_cudnn_searches_as_onnxruntime_does(
+    tiny: DepthModel, tiny_file: Path, only_cpu: None
+) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    seen: set[tuple[bool, ...]] = set()
+    hook = tiny.register_forward_pre_hook(
+        lambda *_: seen.add((cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark))
+    )
+    report = compare([tiny_file], tiny, size=(32, 64), threads=1, rounds=3, seconds=0)
+    hook.remove()
+    assert seen == {(False, False, True)}
+    assert (report["tf32"], report["cudnn_benchmark"]) == (False, True)
+    assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == before
+
+
+def test_files_are_float32_on_cuda_and_tensorrt_says_tf32(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    class Elsewhere(latency.OnnxDepth):
+        def __init__(
+            self, path: Path, provider: str, size: Any, threads: int, options: dict[str, Any]
+        ) -> None:
+            asked.append((provider, options))
+            super().__init__(path, "cpu", size)
+
+    monkeypatch.setattr(latency, "OnnxDepth", Elsewhere)
+    found = list(latency.in_onnxruntime({tiny_file: "fp32"}, "cuda", 1, (32, 64), 1, {}))
+    assert [candidate.precision for candidate in found] == ["fp32", "fp32", "tf32"]
+    assert [options.get("use_tf32") for provider, options in asked if provider == "cuda"] == [0, 0]
+
+
 def test_what_does_not_work_is_said_once(
     tiny: DepthModel, tiny_file: Path, uint8_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 import ast
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from depthzoo.camera import CANONICAL_FOCAL, depth_scale
 from depthzoo.models import DepthModel
 from depthzoo.predictor import Predictor, working_size
 from depthzoo.visualize import colorize
@@ -242,7 +244,7 @@ def test_onnxruntime_without_cuda(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     for provider in ("cuda", "tensorrt"):
         line = refused([str(tiny_file), "--info", "--provider", provider], capsys)
-        assert f"has no {provider}" in line and "onnxruntime-gpu" in line
+        assert f"has no {provider}: pip uninstall -y onnxruntime onnxruntime-gpu, then pip install" in line
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
@@ -263,6 +265,91 @@ def test_metadata_is_decoded(session: OnnxDepth) -> None:
     assert session.metadata["depth_range"] == [0.001, 10.0]
     assert session.metadata["name"] == "tiny"
     assert json.dumps(session.metadata)
+
+
+def test_what_is_left_of_two_onnxruntimes_says_how_to_mend_it(tmp_path: Path) -> None:
+    """Both install into one folder; taking one away leaves the other without its modules."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    command = [sys.executable, str(ROOT / "export" / "run_onnx.py"), "m.onnx", "--info"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert (
+        done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("run_onnx: error: ")
+    )
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install one of them" in done.stderr
+
+
+def test_a_focal_length_scales_the_depth(
+    session: OnnxDepth, tiny_file: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = session.predict(picture())
+    canonical = CANONICAL_FOCAL * 70
+    assert np.array_equal(session.predict(picture(), canonical), plain)
+    np.testing.assert_allclose(session.predict(picture(), 2 * canonical), 2 * plain, rtol=1e-6)
+    # The width is that of the upright picture.
+    turned = picture().rotate(90, expand=True)
+    turned.getexif()[0x0112] = 6
+    np.testing.assert_allclose(session.predict(turned, 2 * canonical), 2 * plain, rtol=1e-6)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(OnnxError, match="focal length must be a number of pixels above 0"):
+            session.predict(picture(), wrong)
+    # 90 degrees across 70 pixels are 35 pixels of focal length.
+    for name, words in (("a", ["--focal", "35"]), ("b", ["--fov", "90"])):
+        assert (
+            main([str(tiny_file), str(photo), "--size", "64x96", "--out", str(tmp_path / name), *words]) == 0
+        )
+        saved = np.asarray(Image.open(tmp_path / name / "photo.depth.png"))
+        assert np.abs(saved - plain * 35 / canonical * 1000).max() <= 1
+    # A file that was made for another camera says so.
+    monkeypatch.setitem(session.metadata, "canonical_focal", CANONICAL_FOCAL / 2)
+    np.testing.assert_allclose(session.predict(picture(), canonical), 2 * plain, rtol=1e-6)
+    monkeypatch.delitem(session.metadata, "canonical_focal")
+    assert np.array_equal(session.predict(picture(), canonical), plain)
+
+
+def test_the_scale_is_the_librarys(session: OnnxDepth) -> None:
+    assert session.metadata["canonical_focal"] == run_onnx.CANONICAL_FOCAL == CANONICAL_FOCAL
+    for focal_px, width in ((721.5, 1242), (300.0, 640)):
+        assert run_onnx.depth_scale({}, focal_px, width) == pytest.approx(
+            depth_scale(focal_px, width), rel=1e-6
+        )
+
+
+def test_bad_cameras(tiny_file: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--focal", "0"], ["--focal", "nan"], ["--fov", "180"], ["--fov", "0"], ["--fov", "nan"]):
+        assert words[0] in refused([str(tiny_file), str(photo), *words], capsys)
+    assert "not allowed with" in refused(
+        [str(tiny_file), str(photo), "--fov", "60", "--focal", "500"], capsys
+    )
+
+
+def test_a_size_far_from_the_trained_ones_warns(
+    session: OnnxDepth,
+    tiny_file: Path,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = onnx.load(tiny_file)
+    model.metadata_props.add(key="trained_sizes", value="[[64, 96]]")
+    file = tmp_path / "trained.onnx"
+    onnx.save(model, file)
+    arguments = [str(file), str(photo), "--out", str(tmp_path)]
+    line = "run_onnx: warning: size 160x192 is far from 64x96, which tiny is trained for: depth will be off\n"
+    for size, expected in (("64x96", ""), ("96x64", ""), ("160x192", line), ("32x32", "size 32x32 is far")):
+        assert main([*arguments, "--size", size]) == 0
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == bool(expected)
+    assert main([str(file), "--size", "160x192", "--benchmark", "1"]) == 0 and not capsys.readouterr().err
+    with pytest.warns(UserWarning, match="size 160x192 is far from 64x96") as caught:
+        OnnxDepth(file, size=(160, 192)).predict(picture())
+    assert caught[0].filename == __file__
+    # Between two that are known to be good, and where nothing is known, there is nothing to say.
+    assert not run_onnx.size_warning({"trained_sizes": [[64, 96], [480, 640]], "name": "x"}, (192, 256))
+    assert not session.warning
 
 
 def test_the_reference_stays_short() -> None:

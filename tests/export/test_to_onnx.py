@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -235,6 +236,30 @@ def test_trained_weights_bring_their_card_and_the_strict_bound(
     assert json.loads(facts["size"]) == [224, 288]
     assert json.loads(facts["camera"])["focal_px"] == 518.86
     assert json.loads(facts["metrics"])["per_image"]["abs_rel"] == 0.2
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_size_far_from_the_trained_one_warns(
+    tiny: DepthModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card: dict[str, Any] = {"tag": "nyu", "size": [64, 96]}
+    monkeypatch.setattr(tiny, "card", card)
+    monkeypatch.setattr(to_onnx, "create_model", lambda *_, **__: tiny)
+    monkeypatch.setattr(to_onnx, "weights_files", lambda names, *_: {names[0]: None})
+    arguments = ["unet", "--out", str(tmp_path / "m.onnx")]
+    far = "to_onnx: warning: size 160x192 is far from 64x96, which tiny is trained for: depth will be off\n"
+    for words, expected in ((["--size", "160x192"], far), (["--size", "64x96"], ""), ([], "")):
+        assert main([*arguments, *words]) == 0
+        assert capsys.readouterr().err == expected
+        assert json.loads(metadata(tmp_path / "m.onnx")["trained_sizes"]) == [[64, 96]]
+    # A size that the card shows to be about as exact is as good; one that it shows to be worse is not.
+    card["sizes"] = {"64x96": {"abs_rel": 0.2}, "160x192": {"abs_rel": 0.21}, "480x640": {"abs_rel": 0.35}}
+    assert main([*arguments, "--size", "160x192"]) == 0
+    assert capsys.readouterr().err == ""
+    assert json.loads(metadata(tmp_path / "m.onnx")["trained_sizes"]) == [[64, 96], [160, 192]]
+    with pytest.warns(UserWarning, match="size 320x384 is far from 64x96, 160x192, which") as caught:
+        export_onnx(tiny, tmp_path / "m.onnx", (320, 384))
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.usefixtures("traced")
