@@ -200,8 +200,8 @@ def _glance(room: Layout, g: Generator, near: float | None, lens: float) -> View
         position = (g.uniform(0.25, room.x - 0.25), g.uniform(0.25, room.y - 0.25), g.uniform(0.8, 1.8))
         far = (g.uniform(0, room.x), g.uniform(0, room.y))
         heading, pitch = np.arctan2(far[1] - position[1], far[0] - position[0]), g.normal(-0.16, 0.15)
-    roll = float(np.clip(g.normal(0, 0.03), -0.1, 0.1))
-    return Viewpoint(position, float(heading), float(np.clip(pitch, -0.9, 0.25)), roll, lens)
+    pitch, roll = min(max(pitch, -0.9), 0.25), min(max(g.normal(0, 0.03), -0.1), 0.1)
+    return Viewpoint(position, float(heading), pitch, roll, lens)
 
 
 def arrange_varied(seed: int) -> Scene:
