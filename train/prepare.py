@@ -133,6 +133,12 @@ def parser() -> argparse.ArgumentParser:
     rooms.add_argument("--count", type=int, default=1000)
     rooms.add_argument("--seed", type=int, default=0)
     rooms.add_argument("--size", type=parse_size, default=(240, 320), metavar="HxW")
+    rooms.add_argument(
+        "--varied",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="close-ups, halls, other lenses, blur, noise and wrong exposure (default: yes)",
+    )
 
     for source in (labelled, fifty, h5, sync, pairs, rooms):
         if source is not rooms:
@@ -175,7 +181,7 @@ def _source(args: argparse.Namespace) -> Source:
                 args.path, args.depths, args.scale, args.focal, depth_range, args.depth_unit, args.camera
             )
         case _:
-            return Rooms(args.count, args.size, args.seed)
+            return Rooms(args.count, args.size, args.seed, args.varied)
 
 
 def _verify(args: argparse.Namespace) -> int:

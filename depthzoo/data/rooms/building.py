@@ -25,11 +25,16 @@ class Light:
 
 
 class Building:
-    """A room of x by y by z metres; its back walls lie on x = 0 and y = 0."""
+    """A room of x by y by z metres; its back walls lie on x = 0 and y = 0.
 
-    def __init__(self, kind: str, g: Generator) -> None:
+    With a `view`, the median depth in metres that it is to be seen at, its size is drawn for that: halls for far
+    views, and now and then a corridor; what lies behind openings is deeper.
+    """
+
+    def __init__(self, kind: str, g: Generator, view: float | None = None) -> None:
         self.g = g
         self.kind = kind
+        self.view = view
         small = self.kind == "bathroom"
         self.x, self.y = (
             (g.uniform(2.2, 3.4), g.uniform(2.2, 3.2))
@@ -37,12 +42,25 @@ class Building:
             else (g.uniform(3.2, 7.4), g.uniform(2.8, 5.8))
         )
         self.z = g.uniform(2.35, 2.9)
+        if view is not None:
+            self._fit(view)
         self.day = bool(g.uniform() < 0.55)
         self.parts: list[tuple[int, Part]] = []  # with the number of their piece; 0 is the building
         self.pieces = 0
         self.taken: list[tuple[float, float, float, float]] = []
         self.corners = [(x, y) for x in (0.0, self.x) for y in (0.0, self.y)]
         self.lights: list[Light] = []
+
+    def _fit(self, view: float) -> None:
+        g = self.g
+        if self.kind == "corridor":
+            self.x, self.y = g.uniform(4.0, 11.0), g.uniform(1.8, 2.4)
+        elif view > 3.2:
+            self.x = min(view * g.uniform(1.6, 2.2), 14.0)
+            self.y = self.x * g.uniform(0.55, 0.95)
+        if g.uniform() < 0.5:
+            self.x, self.y = self.y, self.x
+        self.z = g.uniform(2.3, 2.9) + 0.08 * max(min(self.x, self.y) - 5, 0)
 
     def wall_length(self, wall: int) -> float:
         return self.x if wall % 2 == 0 else self.y
@@ -119,18 +137,18 @@ class Building:
             else timber(g)
         )
         self._floor()
-        ceiling = Piece()
+        ceiling, margin = Piece(), 4 if self.view is None else 8
         ceiling.box(
-            -4,
-            self.x + 4,
-            -4,
-            self.y + 4,
+            -margin,
+            self.x + margin,
+            -margin,
+            self.y + margin,
             self.z,
             self.z + 0.2,
             Material("plain", jitter(g, (0.9, 0.89, 0.87), 0.03), (0, 0, 0)),
         )
         self.put(ceiling, 0, 0, 0, 0)
-        opened = int(g.integers(4)) if g.uniform() < 0.45 else -1
+        opened = int(g.integers(4)) if g.uniform() < (0.45 if self.view is None else 0.6) else -1
         for k in range(4):
             self._wall(k, wall if k else other, trim, k == opened)
 
@@ -168,7 +186,8 @@ class Building:
                 ),
             )
             m = Material("carpet", tone, jitter(g, tone, 0.06))
-        floor.box(-4, self.x + 4, -4, self.y + 4, -0.2, 0, m)
+        margin = 4 if self.view is None else 8
+        floor.box(-margin, self.x + margin, -margin, self.y + margin, -0.2, 0, m)
         self.put(floor, 0, 0, 0, 0)
 
     def _wall(self, k: int, m: Material, trim: Material, opened: bool) -> None:
@@ -176,6 +195,7 @@ class Building:
         pieces, hole = Piece(), (0.0, 0.0)
         if opened:
             half = g.uniform(0.4, 0.5) if g.uniform() < 0.7 else g.uniform(0.6, 0.95)
+            half = min(half, length / 2 - 0.15)
             middle = g.uniform(half + 0.15, length - half - 0.15)
             hole, top = (middle - half, middle + half), g.uniform(2.0, 2.2)
             pieces.box(-thick, hole[0], -thick, 0, 0, self.z, m)
@@ -214,6 +234,8 @@ class Building:
         """A further room behind an opening, with a light and a piece of furniture of its own."""
         g = self.g
         x0, x1, deep = hole[0] - g.uniform(0.2, 1.6), hole[1] + g.uniform(0.2, 1.6), g.uniform(1.0, 3.0)
+        if self.view is not None and g.uniform() < 0.6:
+            deep = g.uniform(3.0, 7.0)
         m = Material("plain", jitter(g, (0.82, 0.79, 0.72), 0.08), (0, 0, 0))
         p.box(x0 - 0.1, x1 + 0.1, -deep - 0.1 - thick, -deep - thick, 0, self.z, m)
         p.box(x0 - 0.1, x0, -deep - thick, -thick, 0, self.z, m)

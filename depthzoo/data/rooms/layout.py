@@ -41,6 +41,7 @@ ALONG: dict[str, list[str]] = {
     "bathroom": ["basin", "toilet", "tub", "bin", "cabinet"],
     "store": ["bookshelf", "wardrobe", "cabinet", "table", "pile", "pile", "sofa", "desk", "bed", "bin"],
 }
+CORRIDOR = ["bookshelf", "chair", "bin", "pile", "plant"]
 FIRST: dict[str, str] = {
     "bedroom": "bed",
     "living": "sofa",
@@ -60,10 +61,16 @@ MIDDLE: dict[str, list[str]] = {
 
 
 class Layout(Building):
-    """A furnished building of a kind drawn at random."""
+    """A furnished building of a kind drawn at random; see `Building` for `view`."""
 
-    def __init__(self, g: Generator) -> None:
-        super().__init__(pick(g, list(ALONG)[:5] * 2 + list(ALONG)), g)
+    def __init__(self, g: Generator, view: float | None = None) -> None:
+        kind = pick(g, list(ALONG)[:5] * 2 + list(ALONG))
+        if view is not None:
+            if view > 3.2:
+                kind = kind if kind != "bathroom" else "living"
+            elif 1.4 < view < 2.6 and g.uniform() < 0.12:
+                kind = "corridor"
+        super().__init__(kind, g, view)
         self.build()
         self.furnish()
 
@@ -72,8 +79,8 @@ class Layout(Building):
         first = FIRST.get(self.kind)
         for wall in g.permutation(4):
             s = g.uniform(0.0, 0.5)
-            for _ in range(9):
-                names = ALONG[self.kind]
+            for _ in range(9 if self.view is None else max(9, round(1.2 * self.wall_length(int(wall))))):
+                names = ALONG.get(self.kind, CORRIDOR)
                 piece, name = Piece(), first or names[int(g.integers(len(names)))]
                 STOCK[name](piece, g)
                 left, right, _, _ = piece.bounds()
@@ -93,7 +100,8 @@ class Layout(Building):
                 else:
                     s += 0.25
                 s += g.exponential(0.15)
-        for _ in range(int(g.integers(2, 8))):
+        crowd = 1.0 if self.view is None else max(1.0, self.x * self.y / 25)
+        for _ in range(round(int(g.integers(2, 8)) * crowd) if self.kind in MIDDLE else 0):
             self._middle(MIDDLE[self.kind])
         if g.uniform() < 0.4:
             rug, w, d = Piece(), g.uniform(0.6, 1.4), g.uniform(0.5, 1.0)
@@ -146,8 +154,10 @@ class Layout(Building):
         warm = g.uniform(0, 1)
         colour = np.array([1.0, 0.93 - 0.1 * warm, 0.86 - 0.3 * warm])
         tubes = self.kind in ("office", "store", "kitchen") and g.uniform() < 0.6
-        for _ in range(int(g.integers(1, 3))):
-            x, y = self.x * g.uniform(0.3, 0.7), self.y * g.uniform(0.3, 0.7)
+        many = 0 if self.view is None else round(self.x * self.y / 25)
+        for _ in range(int(g.integers(1, 3)) + many):
+            edge = 0.3 if not many else 0.12
+            x, y = self.x * g.uniform(edge, 1 - edge), self.y * g.uniform(edge, 1 - edge)
             piece = Piece()
             glow = Material("plain", (1, 0.97, 0.9), (1, 1, 1), glow=8.0 if lit else 0.0)
             drop = 0.08 if tubes else g.choice([0.1, 0.25, 0.6])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import cos, inf, pi, sin
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -65,15 +66,15 @@ class Piece:
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, right, back, front of the piece on the floor, in its own frame."""
-        spans = []
+        left = back = inf
+        right = front = -inf
         for part in self.parts:
-            c, s = abs(np.cos(part.yaw)), abs(np.sin(part.yaw))
-            hx, hy = part.half[0], part.half[1] + abs(np.sin(part.tilt)) * part.half[2]
-            reach = (c * hx + s * hy, s * hx + c * hy)
-            spans.append((part.centre[0] - reach[0], part.centre[0] + reach[0],
-                          part.centre[1] - reach[1], part.centre[1] + reach[1]))  # fmt: skip
-        low, high = np.min(spans, 0), np.max(spans, 0)
-        return low[0], high[1], low[2], high[3]
+            c, s = abs(cos(part.yaw)), abs(sin(part.yaw))
+            hx, hy = part.half[0], part.half[1] + abs(sin(part.tilt)) * part.half[2]
+            x, y = part.centre[:2]
+            left, right = min(left, x - (c * hx + s * hy)), max(right, x + (c * hx + s * hy))
+            back, front = min(back, y - (s * hx + c * hy)), max(front, y + (s * hx + c * hy))
+        return left, right, back, front
 
 
 def pick(g: Generator, options: Sequence[T]) -> T:
@@ -81,9 +82,9 @@ def pick(g: Generator, options: Sequence[T]) -> T:
 
 
 def jitter(g: Generator, colour: Colour, amount: float = 0.05) -> Colour:
-    shift = g.normal(0, amount) + g.normal(0, amount / 2, 3)
-    r, gr, b = np.clip(np.asarray(colour) + shift, 0.02, 0.97)
-    return float(r), float(gr), float(b)
+    shift, own = g.normal(0, amount), g.normal(0, amount / 2, 3).tolist()
+    r, gr, b = (min(max(c + (shift + o), 0.02), 0.97) for c, o in zip(colour, own, strict=True))
+    return r, gr, b
 
 
 WOODS: list[Colour] = [
@@ -108,10 +109,9 @@ WHITE = Material("plain", (0.92, 0.92, 0.90), (0.8, 0.8, 0.8), gloss=0.3)
 
 
 def any_colour(g: Generator) -> Colour:
-    hue = g.uniform(0, 1) + np.array([0.0, 1 / 3, 2 / 3])
-    value, tint = g.uniform(0.1, 0.95), 0.8 * g.uniform() ** 1.8
-    r, gr, b = value * (1 - tint * (0.5 + 0.5 * np.cos(2 * np.pi * hue)))
-    return float(r), float(gr), float(b)
+    hue, value, tint = g.uniform(0, 1), g.uniform(0.1, 0.95), 0.8 * g.uniform() ** 1.8
+    r, gr, b = (value * (1 - tint * (0.5 + 0.5 * cos(2 * pi * (hue + k / 3)))) for k in range(3))
+    return r, gr, b
 
 
 def timber(g: Generator) -> Material:

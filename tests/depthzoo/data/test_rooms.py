@@ -1,12 +1,15 @@
 """Synthetic rooms: intersections against hand-computed depths, and what a rendered room promises."""
 
-from math import cos, sin, sqrt
+from dataclasses import replace
+from math import cos, log, sin, sqrt
 
 import numpy as np
 import pytest
 import torch
 
+from depthzoo.camera import CANONICAL_FOCAL, depth_scale
 from depthzoo.data.rooms import Room, render, rooms
+from depthzoo.data.rooms.building import Light
 from depthzoo.data.rooms.raycast import (
     BOX,
     CONE,
@@ -19,7 +22,11 @@ from depthzoo.data.rooms.raycast import (
     hit_ellipsoid,
     probe,
 )
+from depthzoo.data.rooms.scene import Scene, Viewpoint, arrange, arrange_varied
+from depthzoo.data.rooms.sensor import develop
+from depthzoo.data.rooms.shading import radiance
 from depthzoo.data.rooms.textures import TEXTURES, Patch
+from train.sources.synthetic_rooms import Rooms
 
 SMALL = (120, 160)
 SEEDS = range(6)
@@ -199,3 +206,143 @@ def test_many_rooms_are_closed_and_in_range() -> None:
         assert np.isfinite(room.depth).all() and room.depth.min() > 0.4 and room.depth.max() < 10
         medians.append(np.median(room.depth))
     assert 2.0 < np.median(medians) < 3.2  # NYU Depth V2's frames: about 2.6
+
+
+def canonical(scene: Scene, size: tuple[int, int] = (12, 16)) -> np.ndarray:
+    """Canonical depth of a varied scene at a few pixels."""
+    pose, (height, width) = scene.viewpoint, size
+    focal = CANONICAL_FOCAL * width * pose.lens
+    xs, ys = ((torch.arange(n) + 0.5 - n / 2) / focal for n in (width, height))
+    view = View(torch.tensor(pose.position, dtype=torch.float32), pose.axes(), xs, ys)
+    return probe(scene.solids, view).numpy() / depth_scale(focal, width)
+
+
+def spread(scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray]:
+    """ln of each scene's median canonical depth within 10 m, and of its least depth."""
+    depths = [canonical(scene) for scene in scenes]
+    return np.log([np.median(d[d <= 10]) for d in depths]), np.log([d.min() for d in depths])
+
+
+def test_varied_rooms_have_tails() -> None:
+    """The labelled train frames of NYU Depth V2 have a mean of .973 and a standard deviation of .316."""
+    median, least = spread([arrange_varied(seed) for seed in range(20)])
+    assert 0.75 < median.mean() < 1.15 and median.std() > 0.31
+    assert median.min() < log(1.2) and median.max() > log(4.3)
+    assert least.min() > log(0.2)
+
+
+@pytest.mark.slow
+def test_varied_rooms_are_spread_as_real_frames_are() -> None:
+    scenes = [arrange_varied(seed) for seed in range(400)]
+    median, least = spread(scenes)
+    assert abs(median.mean() - 0.973) < 0.08 and 0.316 < median.std() < 0.5
+    assert (median < log(1.2)).mean() > 0.03 and (median > log(4.5)).mean() > 0.06
+    assert log(0.2) < least.min() < log(0.45)
+    pixels = np.concatenate([canonical(scene).ravel() for scene in scenes])
+    real = [1.12, 1.35, 1.86, 2.53, 3.55, 4.72, 5.62]  # 5, 10, 25, 50, 75, 90, 95%
+    assert np.abs(np.log(np.percentile(pixels, [5, 10, 25, 50, 75, 90, 95]) / real)).max() < 0.2
+    assert (pixels > 10).mean() < 0.01
+    lens = np.array([scene.viewpoint.lens for scene in scenes])
+    assert 0.5 < (lens == 1).mean() < 0.7 and 0.75 <= lens.min() < 0.8 and 1.5 < lens.max() <= 1.6
+
+
+def test_a_varied_camera_stands_clear_and_in_the_room() -> None:
+    for seed in range(4):
+        scene = arrange_varied(seed)
+        x, y, z = scene.viewpoint.position
+        assert 0.2 < x < scene.size[0] - 0.2 and 0.2 < y < scene.size[1] - 0.2 and 0.3 < z < 2.1
+        origin = torch.tensor(scene.viewpoint.position, dtype=torch.float32)
+        offset = scene.solids.frame @ (origin - scene.solids.centre)[..., None]
+        assert (offset.abs() > 1).any(1).all()  # outside every solid's box
+
+
+def test_varied_room_is_its_seeds_alone() -> None:
+    size = (36, 48)
+    a, b, plain = render(7, size, varied=True), render(7, size, varied=True), render(7, size)
+    assert np.array_equal(a.image, b.image) and np.array_equal(a.depth, b.depth) and a.camera == b.camera
+    assert not np.array_equal(a.depth, plain.depth) and not np.array_equal(a.image, plain.image)
+    assert [room.camera for room in rooms(1, size, 7, varied=True)] == [a.camera]
+
+
+def box_room(lens: float) -> Scene:
+    """A wall 3 m ahead, seen straight by a lens: an otherwise varied room."""
+    scene = arrange_varied(0)
+    wall = Solids(
+        torch.tensor([BOX]),
+        torch.tensor([[4.0, 0.0, 1.0]]),
+        torch.eye(3)[None] / torch.tensor([1.0, 50.0, 50.0])[:, None],
+        torch.zeros(1),
+    )
+    return replace(
+        scene,
+        solids=wall,
+        half=torch.tensor([[1.0, 50.0, 50.0]]),
+        texture=torch.zeros(1, dtype=torch.long),
+        colours=torch.full((1, 6), 0.5),
+        surface=torch.tensor([[0.3, 0.0, 0.0, 0.0]]),
+        lights=[],
+        viewpoint=Viewpoint((0.0, 0.0, 1.0), 0.0, 0.0, 0.0, lens),
+    )
+
+
+@pytest.mark.parametrize("lens", [0.8, 1.0, 1.5])
+def test_labels_of_another_lens_are_canonical(lens: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall at 3 m is stored at 3 m over the lens; `render` itself says metres."""
+    monkeypatch.setattr("depthzoo.data.rooms.arrange_varied", lambda seed: box_room(lens))
+    room = render(0, (36, 48), varied=True)
+    assert room.camera.focal_px == pytest.approx(518.86 / 640 * 48 * lens)
+    np.testing.assert_allclose(room.depth, 3.0, rtol=1e-5)
+    source = Rooms(3, (36, 48), varied=True)
+    frame = source.load(source.items()[0])
+    assert frame.focal_px == pytest.approx(518.86 / 640 * 48)
+    np.testing.assert_allclose(frame.depth, 3.0 / lens, rtol=1e-5)
+
+
+def test_beyond_ten_canonical_metres_there_is_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("depthzoo.data.rooms.arrange_varied", lambda seed: box_room(0.75 * 0.35))
+    source = Rooms(3, (36, 48), varied=True)
+    assert (source.load(source.items()[0]).depth == 0).all()
+
+
+def test_a_varied_camera_exposes_and_tints_in_many_ways() -> None:
+    grey = torch.full((3, 65, 81), 0.4)
+    pictures = [develop(grey, seed, varied=True).float().mean((0, 1)) / 255 for seed in range(40)]
+    brightness = np.array([float(picture.mean()) for picture in pictures])
+    assert brightness.min() < 0.3 and brightness.max() > 0.7
+    assert np.std([float((picture[0] / picture[2]).log()) for picture in pictures]) > 0.05
+
+
+def test_a_varied_camera_shakes_in_some_pictures() -> None:
+    """A white bar on black: rows between a tenth and nine tenths of the brightest one."""
+    bar = torch.zeros(3, 97, 641)
+    bar[:, 40:56] = 1.0
+    edges = []
+    for seed in range(40):
+        profile = develop(bar, seed, varied=True).float().mean((1, 2))
+        profile = profile / profile.max()
+        edges.append(int(((profile > 0.1) & (profile < 0.9)).sum()))
+    assert min(edges) <= 2 and max(edges) >= 4
+
+
+def test_a_further_room_keeps_its_light_behind_many_lamps() -> None:
+    """Lamps of the room beyond the strongest three are off; those of a further room never are."""
+    scene = next(
+        scene
+        for scene in map(arrange, range(30, 60))
+        if any(lamp.spread == 0 for lamp in scene.lights)
+        and sum(lamp.spread > 0 for lamp in scene.lights) > 3
+    )
+    pose = scene.viewpoint
+    xs, ys = torch.linspace(-0.6, 0.6, 33), torch.linspace(-0.45, 0.45, 25)
+    view = View(torch.tensor(pose.position, dtype=torch.float32), pose.axes(), xs, ys)
+    outside = replace(scene, size=(0.0, 0.0, scene.size[2]))  # all that is seen counts as the further room
+    brighter = [
+        Light(lamp.origin, lamp.forward, (9.0,) * 3, lamp.beam, 0.0) if lamp.spread == 0 else lamp
+        for lamp in scene.lights
+    ]
+    depth, index = cast(scene.solids, view)
+    dim, lit = (
+        radiance(replace(outside, lights=lights), view, depth, index).mean()
+        for lights in (scene.lights, brighter)
+    )
+    assert lit > 1.05 * dim
