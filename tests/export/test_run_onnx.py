@@ -57,8 +57,9 @@ def test_same_metres_as_pytorch(tiny: DepthModel, session: OnnxDepth) -> None:
 def test_same_metres_as_the_predictor(tiny: DepthModel, session: OnnxDepth, shape: tuple[int, int]) -> None:
     """Resizing included, of pictures larger and smaller than the working size."""
     expected = Predictor(tiny, device="cpu", size=(64, 96)).predict(picture(*shape)).depth
-    # A picture's bytes may round another way once in a while, a 255th.
-    assert np.abs(session.predict(picture(*shape)) - expected).max() < 2e-3
+    far = np.abs(session.predict(picture(*shape)) - expected)
+    # A picture's bytes may round another way once in a while, a 255th; the depth of this network spans metres.
+    assert far.max() < 1e-2 and far.mean() < 5e-4
 
 
 def test_depth_has_the_size_of_the_picture(session: OnnxDepth, tiny_fixed_file: Path) -> None:
