@@ -500,7 +500,7 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         sys.exit(2)
 
-    def warn(self, message: Warning | str, *_: object) -> None:
+    def warn(self, message: Warning | str, *_: object, **__: object) -> None:
         print(f"{self.prog}: warning: {message}", file=sys.stderr)
 
 

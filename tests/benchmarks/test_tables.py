@@ -143,7 +143,7 @@ def test_predictor(made_results: Path) -> None:
     (made_results / "predictor.cpu.json").write_text(json.dumps({"runs": [run]}))
     assert latency_tables.predictor(made_results).startswith(
         "**Z80, 2 threads, a picture of 480x640**, median milliseconds\n\n"
-        "| model | works at | network | Predictor, file | Predictor, array |\n"
+        "| model | works at | network, channels_last | Predictor, file | Predictor, array |\n"
         "|---|---|--:|--:|--:|\n"
         "| `unet` | 96x128 | 20.0 | 23.0 (+15%) | 21.0 (+5%) |\n"
     )

@@ -86,5 +86,8 @@ def test_an_environment_without_torch(tiny: DepthModel, tiny_file: Path, photo: 
     # This onnxruntime is built for the CPU alone, and says so.
     asked = run([python, "run_onnx.py", str(tiny_file), "--info", "--provider", "cuda"], tmp_path)
     assert asked.returncode == 2 and asked.stdout == ""
-    expected = "run_onnx: error: this onnxruntime has no cuda: pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'onnxruntime-gpu[cuda,cudnn]'\n"
+    expected = "run_onnx: error: this onnxruntime has no cuda: "
+    expected += (
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'onnxruntime-gpu[cuda,cudnn]'\n"
+    )
     assert asked.stderr == expected
