@@ -56,6 +56,9 @@ FULL = AugmentConfig(
     channel_swap=0.25,
     grey=0.05,
     cutdepth=0.5,
+    blur=0.3,
+    noise=0.03,
+    jpeg=0.3,
 )
 KINECT_FOCAL, KINECT_WIDTH = 518.86, 640
 WORKERS = 4  # threads that decode shards

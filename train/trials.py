@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from depthzoo.data.shards import ShardDataset
-from depthzoo.metrics import PROTOCOLS, DepthMetrics
+from depthzoo.metrics import DepthMetrics
 from depthzoo.registry import create_model
 from train.arguments import command
 from train.cards import commit
@@ -27,7 +27,7 @@ from train.config import load_recipe
 from train.engine import Run, RunOptions
 from train.evaluate import default_protocol
 from train.feed import Sources
-from train.inference import predict_frames, torch_predict
+from train.inference import predict_frames, rules, torch_predict
 
 RECIPES = Path(__file__).with_name("recipes") / "trials"
 RESULTS = RECIPES / "trials.jsonl"
@@ -51,7 +51,7 @@ def measure(weights: Path, model: str, dataset: ShardDataset, size: tuple[int, i
     near and far depth towards the mean.
     """
     network = create_model(model, weights=weights)
-    protocol = PROTOCOLS[default_protocol(dataset)]
+    protocol = rules(dataset, default_protocol(dataset))
     metrics, scaled = DepthMetrics(protocol), DepthMetrics(protocol)
     sums = np.zeros(5)
     for frames in predict_frames(torch_predict(network, torch.device("cpu")), dataset, size):

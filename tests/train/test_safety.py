@@ -150,8 +150,8 @@ def test_batches_that_are_skipped_are_counted_and_the_run_goes_on(
     training = Run(config, Sources(rooms_set), tmp_path / "run", RunOptions(max_steps=8, report=False))
     feed = training.feed.batch
 
-    def batch(step: int, size: tuple[int, int]) -> Any:
-        image, depth, mask, keys = feed(step, size)
+    def batch(step: int, *arguments: Any) -> Any:
+        image, depth, mask, keys = feed(step, *arguments)
         if step in (1, 2, 6):
             depth = depth / 0
         return image, depth, mask, keys
@@ -178,8 +178,8 @@ def test_a_run_that_is_to_stop_names_the_samples_and_keeps_its_checkpoint(
     monkeypatch.setattr(
         training.feed,
         "batch",
-        lambda step, size: tuple(
-            x / 0 if i == 1 and step == 4 else x for i, x in enumerate(feed(step, size))
+        lambda step, *arguments: tuple(
+            x / 0 if i == 1 and step == 4 else x for i, x in enumerate(feed(step, *arguments))
         ),
     )
     with pytest.raises(TrainingError, match=rf"at step 4; samples: {', '.join(keys)}$"):
