@@ -198,7 +198,8 @@ class silog(DepthLoss):  # noqa: N801
         g = prediction.clamp(min=MIN_LOG_DEPTH).log() - target.clamp(min=MIN_LOG_DEPTH).log()
         count = global_sum(mask.sum().float()).clamp(min=1)
         mean = global_sum(torch.where(mask, g, 0).sum()) / count
-        variance = global_sum(torch.where(mask, g - mean, 0).square().sum()) / count
+        # The sum of squares is least at the mean, so no gradient goes through it; that of one rank alone would.
+        variance = global_sum(torch.where(mask, g - mean.detach(), 0).square().sum()) / count
         return (variance + (1 - self.lambda_) * mean.square()).clamp(min=MIN_SQRT).sqrt()
 
 
