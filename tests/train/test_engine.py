@@ -327,7 +327,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(rooms_set: Path, recipe: Path, tmp_pat
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in error
     step = load_checkpoint(out / "checkpoint.safetensors").state["step"]
-    assert 5 <= step < 2000
+    assert 4 <= step < 2000  # the first checkpoint is that of the first validation
     more = [*arguments, "--checkpoint-every", "5", "--resume", "--max-steps", str(step + 1)]
     assert train(*more) == 0
     assert json.loads((out / "metrics.json").read_text())["resumed_from"] == [step]
