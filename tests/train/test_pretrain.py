@@ -137,8 +137,9 @@ def test_the_loss_falls_on_a_few_pictures(write_tar: WriteTar, tmp_path: Path) -
     tar = write_tar(9)
     arguments = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", tmp_path / "run", "--epochs", 24]
     assert pretrain(*arguments, "--lr", "3e-3") == 0
-    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
-    assert history[0]["loss"] > 0.6 and history[-1]["loss"] < 0.35
+    losses = [row["loss"] for row in json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]]
+    # A guess costs ln 2. One epoch's loss jumps as the processor rounds; that of the last eight does not.
+    assert losses[0] > 0.6 and np.median(losses[-8:]) < 0.6 / 2
 
 
 @pytest.mark.parametrize("name", ["dispnet_vgg16", "unet_resnet50", "unet"])
