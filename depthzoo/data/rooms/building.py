@@ -196,7 +196,8 @@ class Building:
         if opened:
             half = g.uniform(0.4, 0.5) if g.uniform() < 0.7 else g.uniform(0.6, 0.95)
             half = min(half, length / 2 - 0.15)
-            middle = g.uniform(half + 0.15, length - half - 0.15)
+            # As wide as the wall allows: the ends are equal but for their rounding, which may swap them.
+            middle = g.uniform(half + 0.15, max(half + 0.15, length - half - 0.15))
             hole, top = (middle - half, middle + half), g.uniform(2.0, 2.2)
             pieces.box(-thick, hole[0], -thick, 0, 0, self.z, m)
             pieces.box(hole[1], length + thick, -thick, 0, 0, self.z, m)

@@ -231,6 +231,11 @@ def test_varied_rooms_have_tails() -> None:
     assert least.min() > log(0.2)
 
 
+def test_an_opening_as_wide_as_its_wall_has_a_place() -> None:
+    """The corridor of this seed ends in one: the bounds of its middle are equal but for their rounding."""
+    assert min(arrange_varied(1001709).size[:2]) < 2.4
+
+
 @pytest.mark.slow
 def test_varied_rooms_are_spread_as_real_frames_are() -> None:
     scenes = [arrange_varied(seed) for seed in range(400)]
