@@ -163,7 +163,9 @@ def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]
         "sizes": report["sizes"],
         "failures": report["failures"],
         "terms": terms,
-        "commit": commit(),
+        # Of the training, where the header has it.
+        "commit": model.card.get("commit") or commit(),
+        "evaluation_commit": commit(),
     }
     return {**card, "limits": limits(card)}
 

@@ -18,7 +18,6 @@ def sheet(folder: Path, count: int = 12, seed: int = 0) -> Image.Image:
 
     Raises:
         DatasetError: if a sample cannot be read.
-        ModuleNotFoundError: matplotlib is not installed.
     """
     splits = sorted(read_dataset(folder)["splits"], key=("train", "val", "test").index)
     if not splits:

@@ -17,7 +17,6 @@ from depthzoo.data.shards import ShardDataset, write_json
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics
 from depthzoo.models import DepthModel
 from depthzoo.predictor import select_device
-from depthzoo.visualize import palette
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command, parse_size
 from train.cards import find_any, is_stored, load_any, make_card, renew_card, store_weights
@@ -168,11 +167,6 @@ def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
         raise ValueError(f"--worst must be 0 or more, not {args.worst}")
     if args.worst_out and args.worst_out.suffix.lower() != ".png":
         raise ValueError(f"--worst-out {args.worst_out}: the name must end in .png")
-    if args.worst:
-        try:
-            palette()
-        except ModuleNotFoundError as error:
-            raise ValueError(f"--worst: {error}") from None
     stored = dataset.info["splits"][args.split].get("size")
     if args.protocol == "eigen" and stored and stored != [480, 640]:
         raise ValueError(

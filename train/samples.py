@@ -114,9 +114,6 @@ def tiles(sample: ValidationSample, width: int = 320) -> list[Tile]:
 
     Truth and prediction share their colours. The error is coloured where it counts; elsewhere the picture
     shows through, dark.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
     """
     height = max(1, round(width * sample.truth.shape[0] / sample.truth.shape[1]))
     known = sample.truth > 0
@@ -184,7 +181,6 @@ def write_strips(samples: Sequence[ValidationSample], path: Path, width: int = 3
 
     Raises:
         ValueError: no samples.
-        ModuleNotFoundError: matplotlib is not installed.
         OSError: it cannot be written.
     """
     if not samples:

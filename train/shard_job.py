@@ -96,7 +96,7 @@ def prepare(
         if job.outside:
             about["outside_range"] = round(job.outside, 6)
         write_dataset(aside, splits, source.depth_unit, source.depth_range, **about)
-        _try_sheet(aside)
+        write_sheet(aside, aside / "samples.png")
     except BaseException:
         if not any((aside / JOB).glob("*-*.json")):
             shutil.rmtree(aside, ignore_errors=True)
@@ -129,13 +129,6 @@ def _check_items(items: Sequence[Item], name: str) -> None:
         seen.add((item.split, item.key))
     if not any(item.split == "train" for item in items):
         raise SourceError(f"the source {name} has no train frames")
-
-
-def _try_sheet(folder: Path) -> None:
-    try:
-        write_sheet(folder, folder / "samples.png")
-    except ModuleNotFoundError as error:
-        print(f"no samples.png: {error}", file=sys.stderr)
 
 
 class _Job:

@@ -15,6 +15,7 @@ from depthzoo.registry import create_model
 from train.arguments import command
 from train.cards import (
     PICTURE,
+    commit,
     is_stored,
     joined_terms,
     load_any,
@@ -53,6 +54,10 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
         metres = np.asarray(output) / 1000
     expected = Predictor(load_any(str(path)), device="cpu").predict(PICTURE).depth
     assert np.abs(metres - expected).max() < 1e-3
+    # The commit of the training stays; weights that name none get today's.
+    assert stored["commit"] == stored["evaluation_commit"] == commit()
+    model.card["commit"] = "0123abc"
+    assert make_card(model, report, NYU)["commit"] == "0123abc"
     # The test set's terms bind weights only where they say nothing themselves.
     model.card = {**model.card, "terms": ""}
     assert make_card(model, report, NYU | {"terms": "research use"})["terms"] == "research use"
