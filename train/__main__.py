@@ -80,7 +80,9 @@ def find_sources(args: argparse.Namespace) -> Sources:
 
 def run(args: argparse.Namespace) -> int:
     overrides = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(TrainConfig)}
-    overrides |= {"teacher.model": args.teacher_model, **dict(args.set)}
+    # Who asks for one size wants no others.
+    sizes = () if args.size else None
+    overrides |= {"teacher.model": args.teacher_model, "sizes": sizes, **dict(args.set)}
     if args.recipe is None and not args.resume:
         raise ValueError("--recipe FILE is needed for a new run; there are some in train/recipes")
     if args.max_steps < 0:

@@ -94,7 +94,8 @@ class TrainConfig:
         model_options: other options of the model's builder, as its docstring lists them.
         encoder_weights: "none", "imagenet" or a path to an encoder's safetensors file.
         init: a whole model's safetensors file to start from, or "".
-        size: (H, W) of the training pictures; also the working size of the weights.
+        size: (H, W) of the training pictures; also the working size of the weights. The flag --size also drops
+            ``sizes``.
         first_size: (H, W) of the first ``first_share`` of the steps; small pictures first are cheap steps (Howard
             et al., fastai's DAWNBench entry, 2018).
         first_share: share of the steps at ``first_size``; 0 is off.

@@ -194,7 +194,7 @@ def test_a_short_run_on_real_frames(
         assert metrics["step"] == 2 and metrics["skipped"] == 0
         assert all(math.isfinite(row[key]) for row in metrics["history"] for key in ("loss", "abs_rel"))
         resolved = load_recipe(out / "config.toml")
-        assert (resolved.loss, resolved.size) == (config.loss, (64, 64))
+        assert (resolved.loss, resolved.size, resolved.sizes) == (config.loss, (64, 64), ())
         trained = create_model(config.model, weights=out / "last.safetensors")
         assert trained.card is not None and trained.card["tag"] == config.tag
         fresh = build_model(resolved).state_dict()
