@@ -66,8 +66,8 @@ def about(data: Path | None, folder: Path, frames: int) -> dict[str, Any]:
 
 
 def recipe(name: str, **overrides: Any) -> TrainConfig:
-    """The recipe named after a model, from random weights: nothing is downloaded, and speed does not care."""
-    return load_recipe(RECIPES / f"{name}.toml", encoder_weights="none", **overrides)
+    """The recipe named after a model, at one size and from random weights: nothing is downloaded."""
+    return load_recipe(RECIPES / f"{name}.toml", encoder_weights="none", sizes=(), **overrides)
 
 
 def start_run(
