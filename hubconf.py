@@ -7,7 +7,7 @@ from depthzoo import (
     unet_bilinear,
     unet_mobilenet_v3,
     unet_resnet50,
-    unet_resnet50_wide,
+    unet_resnet50_heavy,
 )
 
 dependencies = ["torch", "torchvision", "numpy", "PIL", "safetensors"]
@@ -19,5 +19,5 @@ __all__ = [
     "unet_bilinear",
     "unet_mobilenet_v3",
     "unet_resnet50",
-    "unet_resnet50_wide",
+    "unet_resnet50_heavy",
 ]

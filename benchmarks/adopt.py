@@ -22,9 +22,9 @@ from benchmarks import latency, loading, reproduce, scaling, training  # noqa: E
 from benchmarks.measure.record import RESULTS, read_runs, store_run  # noqa: E402
 from benchmarks.stages.journal import JOURNAL, Journal  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
-from depthzoo.data.shards import write_json  # noqa: E402
 from train.arguments import command  # noqa: E402
 from train.cards import store_output  # noqa: E402
+from train.shards import write_json  # noqa: E402
 
 # What tells one run from another, by question.
 SETTINGS = {

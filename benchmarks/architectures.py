@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import depthzoo
-from depthzoo.data.shards import write_json
+from train.shards import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "architectures.json"
 SIZE = (480, 640)

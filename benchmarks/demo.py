@@ -32,7 +32,7 @@ from depthzoo.registry import MODELS  # noqa: E402
 from export.run_onnx import OnnxDepth, Parser, save  # noqa: E402
 from export.to_onnx import export_onnx  # noqa: E402
 
-EXAMPLES = Path(depthzoo.__file__).parent / "data" / "examples"
+EXAMPLES = Path(depthzoo.__file__).parent / "examples"
 PREFERRED = ("unet_resnet50", "unet_mobilenet_v3")
 
 

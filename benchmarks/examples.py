@@ -1,12 +1,12 @@
-"""Renders the bundled pictures, depthzoo/data/examples: NAME.jpg and NAME.depth.png, 480x640."""
+"""Renders the bundled pictures, depthzoo/examples: NAME.jpg and NAME.depth.png, 480x640."""
 
 from pathlib import Path
 
 import depthzoo
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.rooms import render
+from train.codec import encode_depth, encode_image
+from train.rooms import render
 
-FOLDER = Path(depthzoo.__file__).parent / "data" / "examples"
+FOLDER = Path(depthzoo.__file__).parent / "examples"
 # Seeds of the rooms, by the name of the picture.
 SEEDS = {"desk": 3, "kitchen": 17, "office": 10}
 

@@ -25,7 +25,6 @@ import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 
 from depthzoo import weights as zoo_weights  # noqa: E402
-from depthzoo.data.shards import ShardDataset, write_json  # noqa: E402
 from depthzoo.models import DepthModel  # noqa: E402
 from depthzoo.registry import MODELS, create_model  # noqa: E402
 from export.facts import working_size  # noqa: E402
@@ -36,6 +35,7 @@ from train.cards import commit, versions  # noqa: E402
 from train.evaluate import default_protocol, evaluate  # noqa: E402
 from train.inference import torch_predict  # noqa: E402
 from train.onnx_network import OnnxNetwork  # noqa: E402
+from train.shards import ShardDataset, write_json  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "export_accuracy.json"
 # What AbsRel may move by, as a share of PyTorch's.

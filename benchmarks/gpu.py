@@ -33,10 +33,10 @@ from benchmarks.stages.journal import Journal  # noqa: E402
 from benchmarks.stages.limited import GRACE, run_limited  # noqa: E402
 from benchmarks.stages.owed import owed  # noqa: E402
 from benchmarks.stages.plan import FULL, LIMIT, Plan, Stage  # noqa: E402
-from depthzoo.data.shards import read_dataset  # noqa: E402
 from depthzoo.registry import closest  # noqa: E402
 from train.arguments import command  # noqa: E402
 from train.pictures import find_pictures  # noqa: E402
+from train.shards import read_dataset  # noqa: E402
 
 LEAST = 120.0  # seconds that must be left for a stage to start
 

@@ -34,13 +34,13 @@ from benchmarks.measure.networks import Network, networks  # noqa: E402
 from benchmarks.measure.peers import PEERS  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, read_runs, store_run  # noqa: E402
 from benchmarks.report.latency_report import report  # noqa: E402
-from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, closest  # noqa: E402
 from export.graph import ExportError  # noqa: E402
 from export.latency import PAUSE  # noqa: E402
 from export.run_onnx import Latency, OnnxError, interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
+from train.shards import ShardDataset  # noqa: E402
 
 PACKAGES = (
     "torchvision",

@@ -36,12 +36,12 @@ from torch.utils.data import DataLoader, RandomSampler  # noqa: E402
 from benchmarks.measure.mat_file import MatFile  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, read_runs, store_run  # noqa: E402
 from benchmarks.measure.sample_set import frames_of  # noqa: E402
-from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.augment import augment  # noqa: E402
 from train.config import AugmentConfig  # noqa: E402
 from train.loading import Batch, SampleStream, open_frames, sample_draws  # noqa: E402
+from train.shards import ShardDataset  # noqa: E402
 from train.streaming import ShardStream  # noqa: E402
 
 SETTINGS = ("size", "batch", "mat", "shards")

@@ -26,14 +26,14 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from depthzoo.camera import CANONICAL_FOCAL  # noqa: E402
-from depthzoo.data.codec import encode_depth, encode_image  # noqa: E402
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset, write_json  # noqa: E402
 from depthzoo.registry import closest, list_models  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.cards import commit, versions  # noqa: E402
+from train.codec import encode_depth, encode_image  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
 from train.engine import Run, RunOptions  # noqa: E402
 from train.feed import Sources  # noqa: E402
+from train.shards import ShardDataset, ShardWriter, write_dataset, write_json  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "overfit.json"
 FRAMES = 8

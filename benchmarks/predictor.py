@@ -26,14 +26,14 @@ import torch  # noqa: E402
 
 from benchmarks.measure.record import RESULTS, facts, store_run  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
-from depthzoo.data.codec import encode_image  # noqa: E402
-from depthzoo.data.rooms import render  # noqa: E402
 from depthzoo.images import load_image  # noqa: E402
 from depthzoo.predictor import Predictor, resize_depth, resize_image, select_device, working_size  # noqa: E402
 from depthzoo.registry import MODELS, create_model  # noqa: E402
 from export.latency import cuda_math  # noqa: E402
 from export.run_onnx import Latency, interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
+from train.codec import encode_image  # noqa: E402
+from train.rooms import render  # noqa: E402
 
 PICTURE = (480, 640)
 QUALITY = 92

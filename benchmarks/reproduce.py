@@ -30,7 +30,6 @@ from torch import Tensor  # noqa: E402
 from benchmarks.measure.claims import ENCODERS, ROWS, judge  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, identity, read_runs, store_run  # noqa: E402
 from benchmarks.measure.structure import BESIDE, EDGES, LINES, PEAK, band_energy, edge_f1  # noqa: E402
-from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics  # noqa: E402
 from depthzoo.predictor import resize_image, select_device  # noqa: E402
 from depthzoo.registry import closest, create_model  # noqa: E402
@@ -41,6 +40,7 @@ from train.engine import Run, RunOptions  # noqa: E402
 from train.evaluate import default_protocol  # noqa: E402
 from train.feed import Sources  # noqa: E402
 from train.inference import predict_frames  # noqa: E402
+from train.shards import ShardDataset  # noqa: E402
 
 RECIPES = ROOT / "train" / "recipes" / "reproduction"
 SETTINGS = ("split", "size", "epochs", "frames", "batch_size", "width", "encoder_weights")

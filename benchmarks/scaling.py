@@ -38,7 +38,6 @@ from benchmarks.measure.processes import train_together  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
 from benchmarks.measure.sample_set import about, frames_of, recipe, start_run, without_bars  # noqa: E402
 from benchmarks.measure.ways import TURN_SECONDS, Step, steps_in_turn, turn  # noqa: E402
-from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, create_model  # noqa: E402
 from export.latency import cuda_math  # noqa: E402
@@ -46,6 +45,7 @@ from export.run_onnx import interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.crew import cores  # noqa: E402
 from train.loading import SampleStream, open_frames  # noqa: E402
+from train.shards import ShardDataset  # noqa: E402
 
 OVER = ("pixels", "batch", "workers", "processes")
 WORK = ("inference", "training")

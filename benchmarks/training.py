@@ -38,11 +38,11 @@ from benchmarks.measure.record import RESULTS, facts, is_stored, read_runs, stor
 from benchmarks.measure.sample_set import about, frames_of, recipe  # noqa: E402
 from benchmarks.measure.seed_loop import write_files  # noqa: E402
 from benchmarks.measure.ways import TURN_SECONDS, WAYS, Step, Work, start, steps_in_turn, turn  # noqa: E402
-from depthzoo.data.shards import ShardDataset  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
 from depthzoo.registry import MODELS, list_models  # noqa: E402
 from export.run_onnx import Latency, interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
+from train.shards import ShardDataset  # noqa: E402
 
 STAGES = ("speed", "largest")
 BATCHES = (4, 16)  # the plain loop's, the recipe's

@@ -15,7 +15,7 @@ from depthzoo.models import (
     unet_bilinear,
     unet_mobilenet_v3,
     unet_resnet50,
-    unet_resnet50_wide,
+    unet_resnet50_heavy,
 )
 from depthzoo.predictor import Prediction, Predictor, predictor
 from depthzoo.registry import (
@@ -47,5 +47,5 @@ __all__ = [
     "unet_bilinear",
     "unet_mobilenet_v3",
     "unet_resnet50",
-    "unet_resnet50_wide",
+    "unet_resnet50_heavy",
 ]

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from depthzoo.data.rooms import render
-from depthzoo.data.shards import DatasetError, ShardDataset, read_dataset
 from depthzoo.predictor import resize_image, working_size
+from train.rooms import render
+from train.shards import DatasetError, ShardDataset, read_dataset
 
 ROOM = (192, 256)  # synthetic rooms are rendered small, since only their variety matters
 
@@ -31,7 +31,7 @@ class Pictures:
 
     def __init__(self, data: Path | None = None, splits: Sequence[str] = ("val", "train", "test")) -> None:
         self.frames: ShardDataset | None = None
-        self.source = {"pictures": "synthetic", "data": "depthzoo.data.rooms"}
+        self.source = {"pictures": "synthetic", "data": "train.rooms"}
         if data is not None:
             has = read_dataset(data)["splits"]
             split = next((name for name in splits if name in has), None)

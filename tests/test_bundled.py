@@ -12,12 +12,12 @@ from PIL import Image
 
 import depthzoo
 from depthzoo import weights
-from depthzoo.data.rooms import render
 from depthzoo.download import sha256_of
 from depthzoo.metrics import DepthMetrics
 from export.run_onnx import OnnxDepth
 from export.to_onnx import export_onnx
 from train.cards import PICTURE
+from train.rooms import render
 
 METRES_PER_STEP = 9.9955 / 255
 TOLERANCE = 1e-3  # metres: half a millimetre is lost by storing it
@@ -128,7 +128,7 @@ def test_the_readme_says_what_the_cards_say(root: Path) -> None:
 
 
 def test_bundled_pictures_come_from_the_renderer() -> None:
-    folder, room = Path(depthzoo.__file__).parent / "data" / "examples", render(10)
+    folder, room = Path(depthzoo.__file__).parent / "examples", render(10)
     far = np.abs(np.asarray(Image.open(folder / "office.depth.png")) / 1000 - room.depth)
     # A ray that grazes an edge meets the near or the far side as the processor rounds; all others agree.
     assert np.median(far) < 1e-3 and (far > 2e-3).mean() < 1e-3

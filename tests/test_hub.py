@@ -19,7 +19,7 @@ NAMES = [
     "unet_bilinear",
     "unet_mobilenet_v3",
     "unet_resnet50",
-    "unet_resnet50_wide",
+    "unet_resnet50_heavy",
 ]
 
 # Undoes an editable installation of the library, closes the network, and collects answers.

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import depthzoo
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.rooms import render
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from export.run_onnx import OnnxDepth
 from export.to_onnx import export_onnx
 from train.augment import augment
+from train.codec import encode_depth, encode_image
 from train.config import AugmentConfig
 from train.loading import SampleStream, open_frames
+from train.rooms import render
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE, PROVIDER = torch.device("cuda"), "cuda"

@@ -10,16 +10,16 @@ import torch
 
 import depthzoo
 from depthzoo import weights as zoo_weights
-from depthzoo.data.shards import ShardDataset
 from depthzoo.metrics import EIGEN_CROP
 from depthzoo.models import DepthModel
 from depthzoo.predictor import Predictor
 from depthzoo.registry import MODELS, create_model
 from train.config import TrainConfig, to_toml
 from train.failures import limits
+from train.shards import ShardDataset
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURE = Path(depthzoo.__file__).parent / "data" / "examples" / "desk.jpg"
+PICTURE = Path(depthzoo.__file__).parent / "examples" / "desk.jpg"
 # How far an evaluation may be from the figures that are stored of the same weights: another machine's rounding.
 SAME = 2e-3
 

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from depthzoo.data.codec import DatasetError
 from depthzoo.download import reason
+from train.codec import DatasetError
 
 # A file is opened again so often, after pauses that double, before it counts as out of reach.
 RETRIES, FIRST_PAUSE = 4, 1.0  # seconds

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from depthzoo.data.shards import DatasetError, ShardDataset, read_dataset
 from depthzoo.visualize import panel
+from train.shards import DatasetError, ShardDataset, read_dataset
 
 TILE = 280
 COLUMNS = 3

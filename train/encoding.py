@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from depthzoo.data.codec import MILLIMETRE, depth_steps, encode_image, encode_steps
-from depthzoo.data.shards import DEFAULT_RANGE
+from train.codec import MILLIMETRE, depth_steps, encode_image, encode_steps
+from train.shards import DEFAULT_RANGE
 from train.sources.frames import Frame, FrameError, SourceError
 
 JPEG_QUALITY = 95

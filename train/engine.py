@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from depthzoo.data.shards import write_json
 from depthzoo.weights import read_metadata, write_weights
 from train.cards import commit, start_card
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -28,6 +27,7 @@ from train.loading import draw_integer
 from train.optimize import learning_rate
 from train.precision import report_precision, usable_precision
 from train.progress import Progress, TrainingError
+from train.shards import write_json
 from train.tracking import Tracker
 from train.validation import figures_line, final_report, panels, validate
 

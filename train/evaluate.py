@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.data.shards import ShardDataset, write_json
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics
 from depthzoo.models import DepthModel
 from depthzoo.predictor import select_device
@@ -24,6 +23,7 @@ from train.failures import ByDistance, failures
 from train.inference import Predict, predict_frames, rules, torch_predict
 from train.onnx_network import OnnxNetwork, runs_on
 from train.samples import make_samples, ranked, write_strips
+from train.shards import ShardDataset, write_json
 
 __all__ = ["Predict", "default_protocol", "evaluate", "table", "torch_predict"]
 # Working sizes (H, W) of --sizes: a network is to serve every photograph. At the last one frames of NYU Depth V2 are

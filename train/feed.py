@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.data.shards import ShardDataset, write_json
 from depthzoo.predictor import working_size
 from train.augment import augment
 from train.cards import measured
@@ -19,6 +18,7 @@ from train.config import TrainConfig
 from train.distributed import World
 from train.loading import Batch, DecodedSet, SampleStream, open_frames, rarity
 from train.progress import TrainingError
+from train.shards import ShardDataset, write_json
 from train.streaming import ShardStream, fetch_split, is_remote
 from train.teacher import labelled_by_teacher
 

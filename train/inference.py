@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import ShardDataset
 from depthzoo.metrics import PROTOCOLS, Protocol
 from depthzoo.predictor import resize_depth, resize_image, working_size
+from train.shards import ShardDataset
 
 Network = Callable[[Tensor], Tensor]
 Predict = Callable[[Tensor], Tensor]

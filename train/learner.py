@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import DEFAULT_RANGE, depth_facts
 from depthzoo.losses import MultiScale, combined
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
@@ -30,6 +29,7 @@ from train.optimize import (
 )
 from train.precision import AUTOCAST
 from train.progress import TrainingError
+from train.shards import DEFAULT_RANGE, depth_facts
 
 # BatchNorm's statistics are each process's own. torch has two names for it; the older one warns where there is a newer.
 _PARAMETERS = inspect.signature(DistributedDataParallel).parameters

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.data.shards import DatasetError, ShardDataset
+from train.shards import DatasetError, ShardDataset
 
 # Uniform numbers per sample, for train.augment.
 DRAWS = 24

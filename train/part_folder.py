@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from depthzoo.data.shards import DatasetError, read_dataset, write_json
+from train.shards import DatasetError, read_dataset, write_json
 from train.sources.frames import SPLITS, SourceError
 from train.verify import quick_problems
 

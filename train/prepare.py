@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from depthzoo.data.codec import MILLIMETRE
-from depthzoo.data.shards import DEFAULT_RANGE
 from train.arguments import command, parse_size
+from train.codec import MILLIMETRE
 from train.contact_sheet import write_sheet
 from train.crew import cores
 from train.encoding import check_unit, resize_frame
 from train.shard_job import SAMPLES_PER_SHARD, prepare
+from train.shards import DEFAULT_RANGE
 from train.sources.frames import Frame, Item, Source, SourceError
 from train.sources.nyu_50k import Nyu50k
 from train.sources.nyu_h5 import NyuH5

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.data.shards import write_json
 from depthzoo.models import DepthModel
 from depthzoo.registry import create_model
 from depthzoo.weights_file import HEADER_KEY, write_bytes
@@ -23,6 +22,7 @@ from train.pictures import Unreadable, find_pictures, fingerprint
 from train.precision import report_precision, usable_precision
 from train.pretext import Classify, Pretext, SimSiam
 from train.pretrain_config import PretrainConfig, PretrainError, learning_rate, make_optimizer
+from train.shards import write_json
 from train.views import ViewBatch, Views, batches, centre, hold_out
 
 HELD_OUT = 0.05

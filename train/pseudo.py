@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from depthzoo import weights as zoo_weights
 from depthzoo.camera import CANONICAL_FOCAL
-from depthzoo.data.codec import encode_depth, encode_image, unit_for
-from depthzoo.data.shards import DEFAULT_RANGE, ShardWriter, write_dataset
 from depthzoo.download import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size
 from train.cards import find_any, load_any
+from train.codec import encode_depth, encode_image, unit_for
 from train.interruption import Interruption
 from train.pictures import Picture, PictureError, Unreadable, find_pictures, fingerprint
+from train.shards import DEFAULT_RANGE, ShardWriter, write_dataset
 
 JPEG_QUALITY = 95
 CAMERA = "assumed: the canonical camera, 518.86 px focal length at 640 wide, scaled to the stored width"

@@ -16,10 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from depthzoo.data.codec import DatasetError
-from depthzoo.data.shards import Shard, ShardDataset, parse_dataset, split_shards, write_json
 from depthzoo.download import atomic, sha256_of
+from train.codec import DatasetError
 from train.connection import CHUNK, BrokenError, Connection, Retries, persistently
+from train.shards import Shard, ShardDataset, parse_dataset, split_shards, write_json
 
 LARGEST_DESCRIPTION = 64 << 20  # bytes of a dataset.json
 # A name that is safe in a path, a URL and a shell.

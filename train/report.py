@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.predictor import select_device
 from depthzoo.visualize import Pixels
 from depthzoo.weights import read_metadata
@@ -31,6 +30,7 @@ from train.evaluate import default_protocol, evaluate
 from train.inference import Predict, torch_predict
 from train.report_html import page
 from train.samples import PAD, ValidationSample, make_samples, ranked, strip
+from train.shards import ShardDataset
 
 TILE = 320
 

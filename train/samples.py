@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.metrics import METRICS, DepthMetrics
 from depthzoo.visualize import DEFAULT_COLORMAP, ERROR_COLORMAP, Pixels, colorize, near_far, palette
 from train.inference import Predict, predict_frames, rules
+from train.shards import ShardDataset
 
 PAD, TITLE, LEGEND = 6, 22, 26  # pixels of a strip's parts
 UNCOUNTED = 0.35  # brightness that the error map leaves to the picture where the protocol does not look

@@ -17,11 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from depthzoo.data.shards import ShardWriter, write_dataset, write_json
 from train.contact_sheet import write_sheet
 from train.crew import Crew
 from train.encoding import Encoded, check_medians
 from train.part_folder import JOB, enter, left_as_it_is, swap
+from train.shards import ShardWriter, write_dataset, write_json
 from train.sources.frames import SPLITS, Item, Source, SourceError
 
 # Frames of a split whose unit is looked at before anything is written, spread over it: not one scene's.

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthzoo.data.codec import DatasetError, decode
-from depthzoo.data.shards import Shard, depth_facts
+from train.codec import DatasetError, decode
 from train.loading import Batch, Decoder, sample_draws
 from train.remote import Encoded, RemoteSet, fetch_split, is_remote
+from train.shards import Shard, depth_facts
 from train.stream_order import Order, Run
 
 __all__ = ["ShardStream", "fetch_split", "is_remote"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from depthzoo.data.shards import read_dataset
 from train.config import TeacherConfig
 from train.distributed import World
 from train.progress import TrainingError
 from train.pseudo import Labelling, make_pseudo_labels
+from train.shards import read_dataset
 
 BATCH = {"cpu": 16, "cuda": 64}
 POLL = 1.0  # seconds

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.metrics import DepthMetrics
 from depthzoo.registry import create_model
 from train.arguments import command
@@ -28,6 +27,7 @@ from train.engine import Run, RunOptions
 from train.evaluate import default_protocol
 from train.feed import Sources
 from train.inference import predict_frames, rules, torch_predict
+from train.shards import ShardDataset
 
 RECIPES = Path(__file__).with_name("recipes") / "trials"
 RESULTS = RECIPES / "trials.jsonl"

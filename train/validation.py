@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.visualize import Pixels
 from train.evaluate import default_protocol, evaluate
 from train.inference import torch_predict
 from train.report import report_run, write_report
 from train.samples import make_samples, strip
+from train.shards import ShardDataset
 
 # Frames whose panels go to TensorBoard, spread over the split.
 PANELS = 3

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from depthzoo.data.codec import step_range
-from depthzoo.data.shards import DatasetError, ShardDataset, depth_facts, read_dataset
+from train.codec import step_range
 from train.encoding import check_medians, median
+from train.shards import DatasetError, ShardDataset, depth_facts, read_dataset
 from train.sources.frames import SourceError
 
 # Samples of a shard that are decoded unless all are.

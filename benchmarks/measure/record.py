@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from depthzoo.data.shards import write_json
 from export.latency import processor
 from train.cards import commit, versions
+from train.shards import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from depthzoo.data.shards import ShardDataset
 from train.config import TrainConfig, load_recipe
 from train.distributed import World
 from train.engine import Run, RunOptions
 from train.feed import Sources
 from train.prepare import write
+from train.shards import ShardDataset
 from train.sources import synthetic_rooms
 
 RECIPES = Path(__file__).resolve().parents[2] / "train" / "recipes"

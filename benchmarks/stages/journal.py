@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.report.measured import collect, place
 from benchmarks.stages.plan import Stage
-from depthzoo.data.shards import write_json
 from train.cards import commit
+from train.shards import write_json
 
 JOURNAL = "stages.json"
 

@@ -46,7 +46,7 @@ WANTED = (
     Wanted("unet", "nyu-combined", "seed_unet_combined", after="nyu-mse"),
     Wanted("dispnet_vgg16", "nyu", "dispnet_vgg16"),
     Wanted("unet_bilinear", "nyu", "unet_bilinear"),
-    Wanted("unet_resnet50_wide", "nyu", "unet_resnet50_wide"),
+    Wanted("unet_resnet50_heavy", "nyu", "unet_resnet50_heavy"),
 )
 
 

@@ -9,8 +9,8 @@ from benchmarks.measure.claims import ROWS
 from benchmarks.measure.record import RESULTS
 from benchmarks.stages.owed import RECIPES, WANTED, Wanted, first, length
 from depthzoo import weights as zoo_weights
-from depthzoo.data.shards import read_dataset
 from train.config import load_recipe
+from train.shards import read_dataset
 
 LIMIT = 480.0  # seconds, those between asking a stage to stop and stopping it included
 

@@ -13,7 +13,7 @@ from benchmarks.gpu import ROOT, Runner
 from benchmarks.stages.journal import Journal
 from benchmarks.stages.limited import run_limited
 from benchmarks.stages.plan import LIMIT, TINY, Plan
-from depthzoo.data.rooms import render
+from train.rooms import render
 
 ROOMS, FRAMES = 4, 3
 SIZE = (480, 640)

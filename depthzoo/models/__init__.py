@@ -3,7 +3,7 @@
 from depthzoo.models.blocks import DepthModel
 from depthzoo.models.dispnet import dispnet_vgg16
 from depthzoo.models.mobilenet import unet_mobilenet_v3
-from depthzoo.models.resnet import unet_resnet50, unet_resnet50_wide
+from depthzoo.models.resnet import unet_resnet50, unet_resnet50_heavy
 from depthzoo.models.unet import unet, unet_bilinear
 
 __all__ = [
@@ -13,5 +13,5 @@ __all__ = [
     "unet_bilinear",
     "unet_mobilenet_v3",
     "unet_resnet50",
-    "unet_resnet50_wide",
+    "unet_resnet50_heavy",
 ]

@@ -123,7 +123,7 @@ class ResNet50UNet(DepthModel):
 
 
 @register_model
-def unet_resnet50_wide(
+def unet_resnet50_heavy(
     *,
     weights: Any = "DEFAULT",
     encoder_weights: Any = None,
@@ -154,7 +154,7 @@ def unet_resnet50_wide(
     imagenet = ResNet50_Weights.IMAGENET1K_V2
     return assemble(
         WideResNet50UNet,
-        "unet_resnet50_wide",
+        "unet_resnet50_heavy",
         weights,
         encoder_weights,
         imagenet,

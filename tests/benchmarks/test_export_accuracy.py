@@ -9,13 +9,13 @@ import pytest
 from benchmarks import export_accuracy
 from benchmarks.export_accuracy import LIMITS, RESULT, parser, run
 from depthzoo import weights as zoo_weights
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.rooms import render
-from depthzoo.data.shards import ShardWriter, write_dataset
 from depthzoo.models import DepthModel
 from export.parity import Parity
 from train.arguments import command
+from train.codec import encode_depth, encode_image
 from train.onnx_network import OnnxNetwork
+from train.rooms import render
+from train.shards import ShardWriter, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from benchmarks.stages.journal import JOURNAL, Journal
 from benchmarks.stages.owed import WANTED, Wanted
 from benchmarks.stages.plan import FULL, TINY, Plan
 from depthzoo import weights
-from depthzoo.data.shards import write_dataset
 from train.arguments import command
+from train.shards import write_dataset
 
 VOODOO = "Voodoo 2"
 
@@ -79,7 +79,7 @@ def test_the_stages_are_what_a_gpu_is_asked_for(data: Path) -> None:
         "unet",
         "dispnet_vgg16",
         "unet_bilinear",
-        "unet_resnet50_wide",
+        "unet_resnet50_heavy",
     )
     for model in models:
         for size in ("240x320", "480x640"):
@@ -88,8 +88,8 @@ def test_the_stages_are_what_a_gpu_is_asked_for(data: Path) -> None:
     assert {"environment", "tests", "peers-native-1", "predictor", "scaling-processes", "loading"} <= set(
         names
     )
-    weights_last = names.index("evaluate-unet_resnet50_wide-nyu")
-    assert names[weights_last - 1] == "train-unet_resnet50_wide-nyu"
+    weights_last = names.index("evaluate-unet_resnet50_heavy-nyu")
+    assert names[weights_last - 1] == "train-unet_resnet50_heavy-nyu"
     assert names[weights_last + 1 :] == [f"reproduce-{row}-{seed}" for seed in range(3) for row in ROWS]
     assert names.index("train-unet-nyu-mse") < names.index("train-unet-nyu-combined")
 
@@ -171,7 +171,7 @@ def test_weights_without_a_card_or_from_a_cpu_are_owed(table: Path, out: Path) -
         ("unet", "nyu-combined"): "no card",
         ("dispnet_vgg16", "nyu"): "no card",
         ("unet_bilinear", "nyu"): "no card",
-        ("unet_resnet50_wide", "nyu"): "no card",
+        ("unet_resnet50_heavy", "nyu"): "no card",
     }
 
 
@@ -197,7 +197,7 @@ def test_missing_lists_exactly_what_is_missing(
         ("weights", "unet nyu-combined"),
         ("weights", "dispnet_vgg16 nyu"),
         ("weights", "unet_bilinear nyu"),
-        ("weights", "unet_resnet50_wide nyu"),
+        ("weights", "unet_resnet50_heavy nyu"),
     ]
     # On another GPU nothing has been measured.
     monkeypatch.setattr(gpu, "this_gpu", lambda: "Voodoo 3")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import loading
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import ShardWriter, write_dataset
 from train.arguments import command
+from train.codec import encode_depth, encode_image
+from train.shards import ShardWriter, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from benchmarks import overfit
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.registry import list_models
 from train.arguments import command
 from train.augment import augment
+from train.codec import encode_depth, encode_image
 from train.config import AugmentConfig
 from train.loading import DecodedSet, SampleStream
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 SIZE = (96, 128)
 METRES_PER_STEP = 9.9955 / 255

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.predictor import measure, parser, row, run
-from depthzoo.data.codec import encode_image
-from depthzoo.data.rooms import render
 from export.run_onnx import Latency
+from train.codec import encode_image
+from train.rooms import render
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from benchmarks.measure.ceiling import Ceiling
 from benchmarks.measure.children import in_children
 from benchmarks.measure.live_tensors import LiveTensors, counted_peak
 from benchmarks.measure.seed_loop import InMemory, PictureFiles, SeedLoop, write_files
-from depthzoo.data.shards import ShardDataset
 from depthzoo.registry import list_models
 from train.arguments import command
 from train.engine import Run
+from train.shards import ShardDataset
 
 CPU = torch.device("cpu")
 MODEL, SIZE, FRAMES = "unet_mobilenet_v3", (32, 32), 6

@@ -48,7 +48,7 @@ def test_list_is_a_table(capsys: pytest.CaptureFixture[str], two_weights: None) 
 def test_list_with_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "*resnet*"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["unet_resnet50", "unet_resnet50_wide"]
+    assert [line.split()[0] for line in lines] == ["unet_resnet50", "unet_resnet50_heavy"]
     assert cli.main(["list", "unet_resnet"]) == 2
     assert "no model matches 'unet_resnet': did you mean 'unet_resnet50'" in error_of(capsys)
 

@@ -51,7 +51,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
 
-@pytest.mark.parametrize("name", [n for n in depthzoo.list_models() if n != "unet_resnet50_wide"])
+@pytest.mark.parametrize("name", [n for n in depthzoo.list_models() if n != "unet_resnet50_heavy"])
 def test_random_model_opens_no_socket_and_no_file(
     name: str, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

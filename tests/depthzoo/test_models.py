@@ -21,12 +21,12 @@ from depthzoo.models.blocks import DepthModel
 PARAMETERS = {
     "unet": (31_030_000, 31_050_000),
     "unet_bilinear": (28_000_000, 32_000_000),
-    "unet_resnet50_wide": (147_808_641, 147_808_641),
+    "unet_resnet50_heavy": (147_808_641, 147_808_641),
     "unet_resnet50": (24_000_000, 33_000_000),
     "dispnet_vgg16": (19_850_000, 19_950_000),
     "unet_mobilenet_v3": (3_000_000, 5_000_000),
 }
-SLOW = {"unet_resnet50_wide"}
+SLOW = {"unet_resnet50_heavy"}
 LIGHT = ["unet_mobilenet_v3", "dispnet_vgg16"]
 EVERY = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in depthzoo.list_models()]
 every_model = pytest.mark.parametrize("name", EVERY)

@@ -13,7 +13,7 @@ SIX = [
     "unet_bilinear",
     "unet_mobilenet_v3",
     "unet_resnet50",
-    "unet_resnet50_wide",
+    "unet_resnet50_heavy",
 ]
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.rooms import render
-from depthzoo.data.shards import ShardWriter, write_dataset
 from depthzoo.models import DepthModel, unet_mobilenet_v3
 from depthzoo.models.blocks import DepthHead, Upsample2x, conv_bn_relu, match_size
 from export import to_onnx
 from export.graph import trace
 from export.to_onnx import export_onnx
+from train.codec import encode_depth, encode_image
+from train.rooms import render
+from train.shards import ShardWriter, write_dataset
 
 
 class Tiny(DepthModel):

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthzoo.data.shards import DatasetError, ShardDataset
 from export.pictures import Pictures
+from train.shards import DatasetError, ShardDataset
 
 
 def test_synthetic_ones_are_always_the_same_and_differ() -> None:
@@ -12,7 +12,7 @@ def test_synthetic_ones_are_always_the_same_and_differ() -> None:
     assert batch.dtype == np.uint8 and batch.shape == (3, 32, 64, 3)
     assert np.array_equal(batch, Pictures().batch(3, (32, 64), seed=5))
     assert len({picture.tobytes() for picture in batch}) == 3
-    assert Pictures().source == {"pictures": "synthetic", "data": "depthzoo.data.rooms"}
+    assert Pictures().source == {"pictures": "synthetic", "data": "train.rooms"}
 
 
 def test_real_ones_come_from_the_split_that_is_preferred(shards: Path) -> None:

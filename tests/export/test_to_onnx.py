@@ -32,7 +32,7 @@ RESIZED = {"unet_resnet50": 1, "dispnet_vgg16": 3, "unet_mobilenet_v3": 1}
 COUNTS: dict[str, dict[str, int]] = {
     "unet": {"Conv": 19, "ConvTranspose": 4, "Relu": 18, "MaxPool": 4, "Concat": 4, "Mul": 1, "Add": 1},
     "unet_bilinear": {"Conv": 23, "Resize": 4, "Relu": 22, "MaxPool": 4, "Concat": 4, "Mul": 1, "Add": 1},
-    "unet_resnet50_wide": {
+    "unet_resnet50_heavy": {
         **{"Conv": 66, "ConvTranspose": 5, "Relu": 61, "MaxPool": 1, "Concat": 5, "Mul": 1, "Add": 17}
     },
     "unet_resnet50": {

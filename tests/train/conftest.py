@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.data.rooms import render
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.registry import create_model
 from depthzoo.weights import write_weights
 from train.prepare import write
+from train.rooms import render
+from train.shards import ShardDataset, ShardWriter, write_dataset
 from train.sources import synthetic_rooms
 from train.sources.nyu_labelled import official_split
 

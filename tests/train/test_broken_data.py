@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from train.__main__ import parser, run
 from train.arguments import command
+from train.codec import encode_depth, encode_image
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from depthzoo import weights as zoo_weights
-from depthzoo.data.shards import ShardDataset
 from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.arguments import command
@@ -24,6 +23,7 @@ from train.cards import (
     store_weights,
 )
 from train.evaluate import evaluate, parser, run, torch_predict
+from train.shards import ShardDataset
 
 KINECT = {"name": "Kinect v1", "focal_px": 518.86, "at_width": 640}
 NYU = {"source": "nyu-labelled", "splits": {"test": {"size": [480, 640]}}}

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.registry import create_model
 from train.checkpoint import load_checkpoint, same
+from train.codec import encode_depth, encode_image
 from train.config import AugmentConfig, TrainConfig, load_recipe
 from train.distributed import World
 from train.engine import Run, RunOptions
 from train.feed import Feed, Sources
 from train.progress import TrainingError
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 20, 4

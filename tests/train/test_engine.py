@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.registry import create_model
 from train.__main__ import parser, run
 from train.arguments import command
@@ -28,6 +27,7 @@ from train.feed import Sources
 from train.loading import DecodedSet, SampleStream
 from train.optimize import learning_rate
 from train.progress import TrainingError
+from train.shards import ShardDataset
 
 RECIPE = """
 model = "unet_mobilenet_v3"

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from depthzoo.camera import CANONICAL_FOCAL
-from depthzoo.data.codec import DatasetError, encode_depth, encode_image
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
 from depthzoo.metrics import METRICS
 from train.anchors import anchor_table, is_nyu_test
 from train.arguments import command
+from train.codec import DatasetError, encode_depth, encode_image
 from train.evaluate import at_sizes, evaluate, parser, run, torch_predict
 from train.inference import predict_frames
 from train.samples import PAD, ranked
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 
 class Constant(torch.nn.Module):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import DatasetError, ShardDataset, ShardWriter, write_dataset
 from train import loading
+from train.codec import encode_depth, encode_image
 from train.loading import DecodedSet, LazySet, SampleStream, as_tensors, open_frames, rarity, weighted_order
+from train.shards import DatasetError, ShardDataset, ShardWriter, write_dataset
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 12, (32, 48)

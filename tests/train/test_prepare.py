@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from depthzoo.camera import depth_scale
-from depthzoo.data.shards import ShardDataset
 from train.arguments import command
 from train.encoding import check_medians
 from train.prepare import check_unit, parser, resize_frame, run, write
+from train.shards import ShardDataset
 from train.sources.frames import Frame, FrameError, SourceError
 from train.sources.nyu_labelled import official_split
 

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from depthzoo.data.rooms import render
 from depthzoo.registry import create_model
 from depthzoo.weights import read_metadata
 from train.arguments import command
@@ -23,6 +22,7 @@ from train.checkpoint import load_checkpoint, same
 from train.pictures import PictureError, find_pictures
 from train.pretext import SimSiam, similarity_loss, spread
 from train.pretrain import parser, run
+from train.rooms import render
 from train.views import Views, hold_out
 
 SIZE = 48

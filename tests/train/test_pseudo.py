@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.predictor import Predictor
 from depthzoo.registry import create_model
 from train.arguments import command
 from train.loading import DecodedSet
 from train.pictures import Picture, find_pictures
 from train.pseudo import centre_crop, label, parser, run, sample_key
+from train.shards import ShardDataset
 
 
 def pseudo(*arguments: object) -> int:

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "train" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
 FRAMES_50K = 50_688
 # Models whose encoder has ImageNet weights to start from.
-PRETRAINED = ("dispnet_vgg16", "unet_mobilenet_v3", "unet_resnet50", "unet_resnet50_wide")
+PRETRAINED = ("dispnet_vgg16", "unet_mobilenet_v3", "unet_resnet50", "unet_resnet50_heavy")
 
 
 def recipe(name: str) -> TrainConfig:
@@ -90,7 +90,7 @@ def test_the_second_seed_experiment_is_one_more_epoch_from_the_first() -> None:
 
 def test_the_third_seed_experiment_has_the_wide_model_from_imagenet() -> None:
     config = recipe("seed_unet_resnet50")
-    assert (config.model, config.encoder_weights) == ("unet_resnet50_wide", "imagenet")
+    assert (config.model, config.encoder_weights) == ("unet_resnet50_heavy", "imagenet")
     assert (config.epochs, config.batch_size, config.loss) == (10, 4, {"mse": 1.0})
     assert config.augment == AugmentConfig()
 

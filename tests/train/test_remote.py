@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from depthzoo.data.shards import DatasetError, ShardDataset
 from train import connection
 from train.remote import RemoteSet, fetch_split, is_remote
+from train.shards import DatasetError, ShardDataset
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.metrics import METRICS
 from depthzoo.registry import create_model
 from depthzoo.weights import write_weights
@@ -20,6 +19,7 @@ from train.curves import series, ticks
 from train.inference import torch_predict
 from train.report import collect_samples, parser, report_run, run, write_report
 from train.samples import PAD, ValidationSample, tiles
+from train.shards import ShardDataset
 from train.tracking import FOLDER, Tracker
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script>&"\''

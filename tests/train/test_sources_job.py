@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from depthzoo.data.shards import ShardDataset
 from train import crew, shard_job
 from train.part_folder import JOB
 from train.shard_job import prepare
+from train.shards import ShardDataset
 from train.sources.frames import Frame, FrameError, Item, Source, SourceError
 from train.sources.pairs import Pairs
 
@@ -74,7 +74,7 @@ def test_rooms_do_not_depend_on_workers(tmp_path: Path, run_prepare: Run) -> Non
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from depthzoo.data import shards
+from train import shards
 from train.arguments import command
 from train.prepare import parser, run
 

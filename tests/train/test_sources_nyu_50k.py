@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthzoo.data.shards import ShardDataset
+from train.shards import ShardDataset
 from train.sources.nyu_50k import Nyu50k
 
 SCENES = ("kitchen_0001a_out", "kitchen_0001b_out", "bedroom_0002_out", "study_0003_out")

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from depthzoo.data.shards import ShardDataset
+from train.shards import ShardDataset
 from train.sources.frames import SourceError
 from train.sources.nyu_h5 import NyuH5
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthzoo.data.shards import ShardDataset
+from train.shards import ShardDataset
 from train.sources.nyu_sync import LISTS, NyuSync
 
 Run = Callable[..., int]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthzoo.data.shards import ShardDataset
+from train.shards import ShardDataset
 from train.sources.frames import SourceError
 from train.sources.pairs import Pairs
 from train.sources.scenes import hold_out

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import ShardDataset, ShardWriter, write_dataset
+from train.codec import encode_depth, encode_image
+from train.shards import ShardDataset, ShardWriter, write_dataset
 from train.verify import problems, quick_problems
 
 Run = Callable[..., int]

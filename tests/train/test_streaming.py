@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from depthzoo.data.shards import DatasetError, ShardDataset
 from depthzoo.download import sha256_of
 from train.__main__ import parser, run
 from train.arguments import command
@@ -26,6 +25,7 @@ from train.checkpoint import load_checkpoint
 from train.checkpoint import same as same_tensors
 from train.loading import Batch, Decoder, as_tensors, sample_draws
 from train.remote import Encoded
+from train.shards import DatasetError, ShardDataset
 from train.stream_order import Order
 from train.streaming import RECENT_BATCHES, Feeder, Sample, ShardStream
 

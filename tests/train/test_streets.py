@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale
-from depthzoo.data.shards import ShardDataset
 from depthzoo.predictor import Predictor
 from train import __main__ as training
 from train import evaluate
@@ -23,6 +22,7 @@ from train.failures import limits
 from train.feed import Feed, Sources
 from train.learner import build_model
 from train.loading import DRAWS, Batch
+from train.shards import ShardDataset
 
 SIZE, FOCAL, FAR = (94, 310), 180.0, 80.0
 STEP = 1 / 256  # metres

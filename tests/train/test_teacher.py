@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from depthzoo.data.shards import ShardDataset
 from depthzoo.download import sha256_of
 from depthzoo.weights import read_metadata
 from train.__main__ import parser, run
@@ -17,6 +16,7 @@ from train.distributed import World
 from train.engine import Run
 from train.feed import Sources
 from train.progress import TrainingError
+from train.shards import ShardDataset
 from train.teacher import labelled_by_teacher
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from depthzoo.data.shards import ShardDataset
 from train import trials
 from train.arguments import command
 from train.config import load_recipe
+from train.shards import ShardDataset
 
 
 class Known(nn.Module):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from depthzoo.data.codec import MILLIMETRE
-from depthzoo.data.shards import DEFAULT_RANGE
+from train.codec import MILLIMETRE
+from train.shards import DEFAULT_RANGE
 
 SPLITS = ("train", "val", "test")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from depthzoo.data.codec import LAST_STEP, unit_for
-from depthzoo.data.shards import DEFAULT_RANGE
+from train.codec import LAST_STEP, unit_for
+from train.shards import DEFAULT_RANGE
 from train.sources import nyu
 from train.sources.decode import decode_image, decode_steps
 from train.sources.frames import SPLITS, Frame, FrameError, Item, Source, SourceError

@@ -1,4 +1,4 @@
-"""Synthetic rooms from ``depthzoo.data.rooms``: any number of them, exact depth.
+"""Synthetic rooms from ``train.rooms``: any number of them, exact depth.
 
 A data set holds one focal length per split, and varied rooms are seen through many. What is stored is therefore
 canonical depth (``depthzoo.camera``) and the canonical focal length: for training, a picture like any other.
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale
-from depthzoo.data.rooms import VERSION, render
+from train.rooms import VERSION, render
 from train.sources.frames import Frame, Item, Source, SourceError
 
 TERMS = "synthetic, made by this project, MIT"
@@ -25,7 +25,7 @@ class Rooms(Source):
     """``count`` rooms of ``size`` (H, W), from ``seed`` on: the first 1/20 are "val", the next 1/20 "test", the
     rest "train". Each split has at least one room.
 
-    ``varied`` rooms have close-ups, halls and other lenses (``depthzoo.data.rooms.render``). Canonical depth beyond
+    ``varied`` rooms have close-ups, halls and other lenses (``train.rooms.render``). Canonical depth beyond
     10 m is invalid.
     """
 

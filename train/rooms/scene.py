@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthzoo.data.rooms.building import Light
-from depthzoo.data.rooms.layout import Layout
-from depthzoo.data.rooms.pieces import Generator, Part
-from depthzoo.data.rooms.raycast import Solids, View, probe
-from depthzoo.data.rooms.textures import NUMBER
+from train.rooms.building import Light
+from train.rooms.layout import Layout
+from train.rooms.pieces import Generator, Part
+from train.rooms.raycast import Solids, View, probe
+from train.rooms.textures import NUMBER
 
 GUARD = 0.72  # metres kept free around the camera: depth is then above 0.4 m within 54 degrees of the axis
 NEAREST, FARTHEST = 0.2, 10.0  # canonical depth in metres that a varied view keeps to, or is made for

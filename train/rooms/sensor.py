@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from depthzoo.data.rooms.pieces import Generator
+from train.rooms.pieces import Generator
 
 
 def _smear(g: Generator, width: int) -> Tensor | None:

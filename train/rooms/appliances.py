@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from depthzoo.data.rooms.furniture import clutter, lamp, legs
-from depthzoo.data.rooms.pieces import (
+from train.rooms.furniture import clutter, lamp, legs
+from train.rooms.pieces import (
     CLOTHS,
     DARK,
     METAL,

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from depthzoo.data.rooms.furniture import clutter
-from depthzoo.data.rooms.pieces import (
+from train.rooms.furniture import clutter
+from train.rooms.pieces import (
     CLOTHS,
     DARK,
     METAL,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from depthzoo.camera import CANONICAL_FOCAL
-from depthzoo.data.rooms.raycast import View, cast
-from depthzoo.data.rooms.scene import arrange, arrange_varied
-from depthzoo.data.rooms.sensor import develop
-from depthzoo.data.rooms.shading import radiance
+from train.rooms.raycast import View, cast
+from train.rooms.scene import arrange, arrange_varied
+from train.rooms.sensor import develop
+from train.rooms.shading import radiance
 
 SMALLEST = 32
 VERSION = 2  # of what a seed shows; 1 left out the light of the further room in a room of many lamps

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 
-from depthzoo.data.rooms.building import Light
-from depthzoo.data.rooms.raycast import BOX, CONE, ELLIPSOID, Solids, View, cast
-from depthzoo.data.rooms.scene import Scene
-from depthzoo.data.rooms.textures import TEXTURES, Patch
+from train.rooms.building import Light
+from train.rooms.raycast import BOX, CONE, ELLIPSOID, Solids, View, cast
+from train.rooms.scene import Scene
+from train.rooms.textures import TEXTURES, Patch
 
 SHADOW_MAP = 256
 SHADOWED = 2  # lights that cast shadows, the strongest ones

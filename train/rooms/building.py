@@ -5,9 +5,9 @@ from math import cos, pi, sin
 
 import numpy as np
 
-from depthzoo.data.rooms.fittings import FITTINGS, door_frame, window
-from depthzoo.data.rooms.furniture import FURNITURE
-from depthzoo.data.rooms.pieces import PAINTS, WOODS, Generator, Material, Part, Piece, jitter, pick, timber
+from train.rooms.fittings import FITTINGS, door_frame, window
+from train.rooms.furniture import FURNITURE
+from train.rooms.pieces import PAINTS, WOODS, Generator, Material, Part, Piece, jitter, pick, timber
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from depthzoo.data.rooms.pieces import (
+from train.rooms.pieces import (
     DARK,
     METAL,
     Generator,

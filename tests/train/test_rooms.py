@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale
-from depthzoo.data.rooms import Room, render, rooms
-from depthzoo.data.rooms.building import Light
-from depthzoo.data.rooms.raycast import (
+from train.rooms import Room, render, rooms
+from train.rooms.building import Light
+from train.rooms.raycast import (
     BOX,
     CONE,
     ELLIPSOID,
@@ -22,10 +22,10 @@ from depthzoo.data.rooms.raycast import (
     hit_ellipsoid,
     probe,
 )
-from depthzoo.data.rooms.scene import Scene, Viewpoint, arrange, arrange_varied
-from depthzoo.data.rooms.sensor import develop
-from depthzoo.data.rooms.shading import radiance
-from depthzoo.data.rooms.textures import TEXTURES, Patch
+from train.rooms.scene import Scene, Viewpoint, arrange, arrange_varied
+from train.rooms.sensor import develop
+from train.rooms.shading import radiance
+from train.rooms.textures import TEXTURES, Patch
 from train.sources.synthetic_rooms import Rooms
 
 SMALL = (120, 160)
@@ -293,7 +293,7 @@ def box_room(lens: float) -> Scene:
 @pytest.mark.parametrize("lens", [0.8, 1.0, 1.5])
 def test_labels_of_another_lens_are_canonical(lens: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wall at 3 m is stored at 3 m over the lens; `render` itself says metres."""
-    monkeypatch.setattr("depthzoo.data.rooms.arrange_varied", lambda seed: box_room(lens))
+    monkeypatch.setattr("train.rooms.arrange_varied", lambda seed: box_room(lens))
     room = render(0, (36, 48), varied=True)
     assert room.camera.focal_px == pytest.approx(518.86 / 640 * 48 * lens)
     np.testing.assert_allclose(room.depth, 3.0, rtol=1e-5)
@@ -304,7 +304,7 @@ def test_labels_of_another_lens_are_canonical(lens: float, monkeypatch: pytest.M
 
 
 def test_beyond_ten_canonical_metres_there_is_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("depthzoo.data.rooms.arrange_varied", lambda seed: box_room(0.75 * 0.35))
+    monkeypatch.setattr("train.rooms.arrange_varied", lambda seed: box_room(0.75 * 0.35))
     source = Rooms(3, (36, 48), varied=True)
     assert (source.load(source.items()[0]).depth == 0).all()
 

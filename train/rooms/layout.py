@@ -4,10 +4,10 @@ from math import cos, pi, sin
 
 import numpy as np
 
-from depthzoo.data.rooms.appliances import APPLIANCES
-from depthzoo.data.rooms.building import Building, Light
-from depthzoo.data.rooms.furniture import FURNITURE
-from depthzoo.data.rooms.pieces import Generator, Material, Piece, cloth, pick
+from train.rooms.appliances import APPLIANCES
+from train.rooms.building import Building, Light
+from train.rooms.furniture import FURNITURE
+from train.rooms.pieces import Generator, Material, Piece, cloth, pick
 
 STOCK = FURNITURE | APPLIANCES
 ALONG: dict[str, list[str]] = {

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from depthzoo.data.codec import MILLIMETRE, DatasetError, decode
+from train.codec import MILLIMETRE, DatasetError, decode
 
 FORMAT = "depthzoo-shards"
 VERSION = 1

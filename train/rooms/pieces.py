@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from depthzoo.data.rooms.raycast import BOX, CONE, ELLIPSOID
+from train.rooms.raycast import BOX, CONE, ELLIPSOID
 
 Colour = tuple[float, float, float]
 Generator = np.random.Generator

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthzoo.data import codec, shards
-from depthzoo.data.codec import encode_depth, encode_image
-from depthzoo.data.shards import (
+from train import codec, shards
+from train.codec import encode_depth, encode_image
+from train.shards import (
     DatasetError,
     ShardDataset,
     ShardWriter,

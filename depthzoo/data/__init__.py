@@ -1,1 +1,0 @@
-"""What training reads, and what makes pictures."""
