@@ -266,7 +266,7 @@ def test_errors_by_distance_of_the_cards_that_say(monkeypatch: pytest.MonkeyPatc
         {"metres": [5, 10], "share": 0.75, "abs_rel": 0.2, "bias": -0.1},
     ]
     cards = {"unet": {"failures": {"by_distance": bands}}, "unet_resnet50": {}}
-    monkeypatch.setattr(accuracy_tables.weights, "models_with_weights", lambda: list(cards))
+    monkeypatch.setattr(accuracy_tables, "list_models", lambda **_: list(cards))
     monkeypatch.setattr(accuracy_tables.weights, "tags", lambda name: ["nyu"])
     monkeypatch.setattr(accuracy_tables.weights, "card", lambda name, tag: cards[name])
     assert accuracy_tables.by_distance(tmp_path) == (
