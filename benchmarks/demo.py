@@ -63,7 +63,7 @@ def demonstrate(
     tag = model.card["tag"] if model.card else "random"
     print(f"{name} ({tag} weights) on {source}, {image.shape[0]}x{image.shape[1]}", flush=True)
     predictor = depthzoo.Predictor(model, device="cpu", size=size)
-    prediction = predictor.predict(image)
+    prediction = predictor(image)
     prediction.save_panel(out / "panel.png", truth)
     depth = prediction.depth
     low, middle, high = float(depth.min()), float(np.median(depth)), float(depth.max())

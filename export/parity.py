@@ -156,7 +156,7 @@ def eager(model: DepthModel, size: tuple[int, int], exact: bool = False) -> Refe
         assert isinstance(depth, torch.Tensor)
         return depth
 
-    bounded = (model.min_depth, model.max_depth) if model.head.kind == "sigmoid" else None
+    bounded = (model.min_depth, model.max_depth) if model.head.activation == "sigmoid" else None
     return Reference(run, model.card is not None, bounded)
 
 

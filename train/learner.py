@@ -144,7 +144,7 @@ class Learner:
 
     def depth_range(self) -> tuple[float, float]:
         """Canonical metres that the network can give."""
-        bounded = self.model.head.kind == "sigmoid"
+        bounded = self.model.head.activation == "sigmoid"
         return (self.model.min_depth, self.model.max_depth) if bounded else (0.0, math.inf)
 
     def learn(

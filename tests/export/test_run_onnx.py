@@ -56,7 +56,7 @@ def test_same_metres_as_pytorch(tiny: DepthModel, session: OnnxDepth) -> None:
 @pytest.mark.parametrize("shape", [(50, 70), (131, 200), (200, 64)])
 def test_same_metres_as_the_predictor(tiny: DepthModel, session: OnnxDepth, shape: tuple[int, int]) -> None:
     """Resizing included, of pictures larger and smaller than the working size."""
-    expected = Predictor(tiny, device="cpu", size=(64, 96)).predict(picture(*shape)).depth
+    expected = Predictor(tiny, device="cpu", size=(64, 96))(picture(*shape)).depth
     far = np.abs(session.predict(picture(*shape)) - expected)
     # A picture's bytes may round another way once in a while, a 255th; the depth of this network spans metres.
     assert far.max() < 1e-2 and far.mean() < 5e-4
