@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import depthzoo
 from depthzoo import weights as zoo_weights
+from depthzoo.errors import WeightsError
 from depthzoo.files import atomic_write, sha256_of, write_json
 from depthzoo.metrics import EIGEN_CROP, METRICS
 from depthzoo.models import DepthModel, create_model, get_builder
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(depthzoo.__file__).parent / "examples" / "desk.jpg"
 # Keys of a card that the header of its weights file cannot hold.
 FILE_KEYS = ("file", "sha256", "bytes")
+# Keys that a model knows itself, with its attribute.
+OWN_KEYS = (("model", "name"), ("arguments", "arguments"))
 # Without a dot, which tells a path from a tag, and so that torch.hub finds the digits of the digest.
 TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # Largest difference between an evaluation and the stored metrics of the same weights, due to rounding.
@@ -57,10 +60,11 @@ def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
     return create_model(model_of(path), weights=path)
 
 
-def write_weights(model: DepthModel, path: Path, card: dict[str, Any]) -> None:
+def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
     """Write a model's weights with a card in the header; see ``depthzoo.weights.save_weights``."""
+    own = {key: getattr(model, name) for key, name in OWN_KEYS if hasattr(model, name)}
     kept = {key: value for key, value in card.items() if key not in FILE_KEYS}
-    save_weights(path, model.state_dict(), {**kept, "model": model.name, "arguments": model.arguments})
+    save_weights(path, model.state_dict(), kept | own)
 
 
 def versions() -> dict[str, str]:
@@ -204,48 +208,57 @@ def _only_rooms(card: dict[str, Any]) -> bool:
     return rooms and (not before or _only_rooms(before))
 
 
-def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: str) -> Path:
-    """Write ``{model}_{tag}-{sha8}.safetensors`` into a folder, its card, and :func:`store_output`.
-
-    Returns:
-        The path of the weights.
+def save(model: nn.Module, folder: Path, tag: str, card: dict[str, Any]) -> Path:
+    """Write ``{model}_{tag}-{sha8}.safetensors`` into a folder; equal tensors and card give equal bytes.
 
     Raises:
-        ValueError: a tag that is not made of lower-case letters and digits, joined by hyphens.
+        WeightsError: a tag that is not made of lower-case letters and digits joined by hyphens, or a failed write.
     """
     if not TAG.fullmatch(tag):
-        raise ValueError(f"tag {tag!r}: expected lower-case letters and digits, joined by hyphens")
-    card = {**card, "tag": tag}
-    unnamed = folder / f"{model.name}_{tag}.safetensors"
-    write_weights(model, unnamed, card)
-    path = folder / f"{model.name}_{tag}-{sha256_of(unnamed)[:8]}.safetensors"
-    unnamed.replace(path)
-    write_card(path, card, default=True)
-    store_output(path)
-    return path
+        raise WeightsError(f"weights tag {tag!r}: expected lower-case letters and digits, joined by hyphens")
+    name = getattr(model, "name", "") or str(card["model"])
+    unnamed = folder / f"{name}_{tag}.safetensors"
+    write_weights(model, unnamed, {**card, "tag": tag})
+    return unnamed.rename(folder / f"{name}_{tag}-{sha256_of(unnamed)[:8]}.safetensors")
 
 
-def write_card(path: Path, card: dict[str, Any], default: bool = False) -> None:
-    """Write the card of a weights file beside it, and enter a file of the checkout's ``weights/`` into the manifest.
+def publish(path: Path, card: dict[str, Any], manifest: Path | None = None, default: bool = False) -> Path:
+    """Write the card of a weights file beside it, and enter the file into a manifest.
 
     Args:
         path: of the weights.
-        card: of them.
-        default: whether ``weights="DEFAULT"`` selects them.
+        card: of them; "file", "sha256" and "bytes" are added.
+        manifest: the table of a zoo; if None, that of the library for a file in the checkout's ``weights/``.
+        default: whether ``weights="DEFAULT"`` selects the file.
+
+    Returns:
+        The path of the card.
     """
-    entry = {"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
-    write_json(path.with_suffix(".json"), card | entry)
-    if path.resolve().parent != zoo_weights.BUNDLED.resolve():
-        return
-    metrics = {key: card["metrics"]["per_image"][key] for key in ("abs_rel", "rmse", "d1")}
-    entry |= {"parameters": card["parameters"], "size": card["size"], "metrics": {"per_image": metrics}}
-    table = json.loads(zoo_weights.MANIFEST.read_text(encoding="utf-8"))
-    tags = table.get(card["model"], {}) | {card["tag"]: entry}
-    # The first tag is the default.
-    table[card["model"]] = {card["tag"]: entry} | tags if default else tags
-    text = json.dumps(dict(sorted(table.items())), indent=2, allow_nan=False) + "\n"
-    with atomic_write(zoo_weights.MANIFEST) as part:
-        part.write_text(text, encoding="utf-8")
+    known: dict[str, Any] = {"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+    write_json(path.with_suffix(".json"), card | known)
+    if manifest is None and path.resolve().parent == zoo_weights.BUNDLED.resolve():
+        manifest = zoo_weights.MANIFEST
+    if manifest is not None:
+        table = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+        means = card.get("metrics", {}).get("per_image", {})
+        metrics = {key: means[key] for key in ("abs_rel", "rmse", "d1") if key in means}
+        known |= {key: card[key] for key in ("parameters", "size") if key in card}
+        entry = {card["tag"]: known | {"metrics": {"per_image": metrics}}}
+        tags = table.get(card["model"], {})
+        # The first tag is the default.
+        table[card["model"]] = entry | {**tags, **entry} if default else {**tags, **entry}
+        text = json.dumps(dict(sorted(table.items())), indent=2, allow_nan=False) + "\n"
+        with atomic_write(manifest) as part:
+            part.write_text(text, encoding="utf-8")
+    return path.with_suffix(".json")
+
+
+def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: str) -> Path:
+    """Write weights, card and :func:`store_output` into a folder; return the path of the weights."""
+    path = save(model, folder, tag, card)
+    publish(path, {**card, "tag": tag}, default=True)
+    store_output(path)
+    return path
 
 
 def is_stored(path: Path, folder: Path, tag: str) -> bool:
@@ -274,7 +287,7 @@ def renew_card(path: Path, card: dict[str, Any]) -> Path:
             raise ValueError(
                 f"{path}: {key} is {found[key]:.4f} here, but {known[key]:.4f} in its header; the card stays"
             )
-    write_card(path, card | header)
+    publish(path, card | header)
     return path
 
 
