@@ -142,7 +142,8 @@ def sixty_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of 60 steps with two tiny pictures each, a checkpoint after every third."""
     path = tmp_path_factory.mktemp("recipe") / "sixty_steps.toml"
     path.write_text(
-        'model = "unet_mobilenet_v3"\nsize = [32, 32]\nsteps = 60\nbatch_size = 2\nprecision = "fp32"\nema = 0.9\n'
+        'model = "unet"\nmodel_options = {width = 4}\nsize = [32, 32]\nsteps = 60\nbatch_size = 2\n'
+        'precision = "fp32"\nema = 0.9\n'
         "validate_every = 20\ncheckpoint_every = 3\n[loss]\nsilog = 1.0\n"
         "[augment]\nflip = true\nzoom = [0.9, 1.2]\nbrightness = 0.2\n"
     )
