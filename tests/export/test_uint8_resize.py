@@ -1,6 +1,8 @@
-"""Bytes of any size in, depth of that size out."""
+"""uint8 images of any size in, depth of that size out."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,38 +10,27 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from depthzoo.models import DepthModel
 from depthzoo.predictor import working_size
 from export.graph import MULTIPLE
-from export.resizing import FLOAT, Nodes, fit, triangles
 from export.run_onnx import OnnxDepth
-from export.to_onnx import finish
+from export.uint8_resize import FLOAT, Nodes, fit, triangles
+from tests.export.noise import noise
 
 
 @pytest.fixture(scope="module")
-def dynamic_file(tiny: DepthModel, tiny_graph: onnx.ModelProto) -> bytes:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(tiny_graph)
-    graph, parity = finish(copy, tiny, uint8=True)
-    assert parity.holds
-    content: bytes = graph.SerializeToString()
-    return content
+def dynamic_file(export_tiny: Callable[..., tuple[Path, Any]]) -> Path:
+    return export_tiny(uint8=True)[0]
 
 
 @pytest.fixture(scope="module")
-def dynamic(dynamic_file: bytes) -> OnnxDepth:
+def dynamic(dynamic_file: Path) -> OnnxDepth:
     return OnnxDepth(dynamic_file)
-
-
-def noise(height: int, width: int) -> Image.Image:
-    coarse = np.random.default_rng(height * width).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def test_the_contract(dynamic: OnnxDepth, uint8_file: Path) -> None:
     for model, size in ((dynamic, [480, 640]), (OnnxDepth(uint8_file), [64, 96])):
-        facts = model.metadata
-        assert facts["input"] == {
+        metadata = model.metadata
+        assert metadata["input"] == {
             "name": "image",
             "type": "uint8",
             "layout": "NHWC",
@@ -47,16 +38,12 @@ def test_the_contract(dynamic: OnnxDepth, uint8_file: Path) -> None:
             "range": [0, 255],
             "multiple_of": 1,
         }
-        assert facts["output"] == {"name": "depth", "type": "float32", "layout": "NCHW"}
-        assert facts["size"] == size
+        assert metadata["output"] == {"name": "depth", "type": "float32", "layout": "NCHW"}
+        assert metadata["size"] == size
         (image,), (depth,) = model.session.get_inputs(), model.session.get_outputs()
-        assert image.shape == ["batch", "height", "width", 3] and depth.shape == [
-            "batch",
-            1,
-            "height",
-            "width",
-        ]
-    assert "aspect kept" in dynamic.metadata["resizing"] and "squeezed" in facts["resizing"]
+        assert image.shape == ["batch", "height", "width", 3]
+        assert depth.shape == ["batch", 1, "height", "width"]
+    assert "aspect ratio kept" in dynamic.metadata["resizing"] and "to size" in metadata["resizing"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (97, 131), (480, 640), (31, 500), (600, 40)])
@@ -105,9 +92,9 @@ def test_the_working_size_is_the_predictors(size: tuple[int, int]) -> None:
         assert np.abs(got - working_size(height, width, size)).max() <= MULTIPLE
 
 
-def test_nothing_that_other_runtimes_lack(dynamic_file: bytes, uint8_file: Path) -> None:
-    for content in (dynamic_file, uint8_file.read_bytes()):
-        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
+def test_nothing_that_other_runtimes_lack(dynamic_file: Path, uint8_file: Path) -> None:
+    for file in (dynamic_file, uint8_file):
+        model = onnx.shape_inference.infer_shapes(onnx.load(file))
         # OpenVINO ignores antialias; WebGPU has no float64.
         assert not [a for node in model.graph.node for a in node.attribute if a.name == "antialias" and a.i]
         values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
@@ -129,16 +116,9 @@ def test_the_matrices_resize_as_pillow_does(sides: tuple[int, int]) -> None:
     np.testing.assert_allclose(rows @ levels @ columns, expected, atol=2e-5)
 
 
-def test_the_same_bytes_again(tiny: DepthModel, uint8_file: Path, graph: onnx.ModelProto) -> None:
-    again, _ = finish(graph, tiny, (64, 96), uint8=True)
-    assert again.SerializeToString() == uint8_file.read_bytes()
-
-
-@pytest.mark.usefixtures("few_frames")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_in_other_precisions(tiny: DepthModel, graph: onnx.ModelProto, precision: str) -> None:
-    graph, parity = finish(graph, tiny, (64, 96), precision, uint8=True)
-    model = OnnxDepth(graph.SerializeToString())
-    assert parity.holds
-    assert model.uint8 and model.metadata["precision"] == precision
+def test_in_other_precisions(export_tiny: Callable[..., tuple[Path, Any]], precision: str) -> None:
+    path, parity = export_tiny(size=(64, 96), precision=precision, uint8=True)
+    model = OnnxDepth(path)
+    assert parity.holds and model.uint8 and model.metadata["precision"] == precision
     assert model.run(np.zeros((2, 33, 47, 3), np.uint8)).shape == (2, 1, 33, 47)

@@ -1,4 +1,4 @@
-"""Resizing inside the file: bytes of any height and width in, depth of that height and width out."""
+"""Resize inside the graph: uint8 images of any size in, depth of that size out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,14 @@ BILINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
 
 
 class Nodes:
-    """Nodes in the making, and their constants; every method returns the name of what it makes."""
+    """Collects nodes and constants of a graph."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def make(self, output: str, op: str, *inputs: str | np.ndarray | np.generic, **attributes: Any) -> str:
-        """Adds a node; an array among its inputs becomes a constant."""
+        """Add a node and return the name of its output. An array among the inputs becomes a constant."""
         names = []
         for place, value in enumerate(inputs):
             if not isinstance(value, str):
@@ -32,17 +32,17 @@ class Nodes:
         return output
 
 
-def take_bytes(model: onnx.ModelProto, size: tuple[int, int], exact: bool) -> None:
-    """Makes a network of float32 (N, 3, h, w) one of uint8 (N, H, W, 3), any H and W.
+def add_uint8_resize(model: onnx.ModelProto, size: tuple[int, int], exact: bool) -> None:
+    """Change the input of a graph from float32 (N, 3, h, w) to uint8 (N, H, W, 3) of any H and W.
 
-    The picture is resized bilinear and antialiased as Pillow does it, to bytes again after each side. A matrix does
-    that, because some runtimes ignore the attribute ``antialias`` of ``Resize`` without a word. The depth is resized
-    back, plain bilinear. Sizes are computed in float32, because not every runtime has float64.
+    The image is resized with Pillow's antialiased bilinear filter, and rounded to integers after each axis. A matrix
+    product does that, because some runtimes silently ignore the attribute ``antialias`` of ``Resize``. The depth is
+    resized back with plain bilinear interpolation. Sizes are computed in float32: some runtimes lack float64.
 
     Args:
-        model: of any precision; changed in place.
-        size: (h, w) that the network works at.
-        exact: squeeze every picture to ``size``; else keep its aspect, see :func:`fit`.
+        model: graph of any precision, changed in place.
+        size: working size (h, w) of the network.
+        exact: resize every image to ``size``; else keep its aspect ratio, see :func:`fit`.
     """
     graph = model.graph
     for node in graph.node:
@@ -76,15 +76,14 @@ def take_bytes(model: onnx.ModelProto, size: tuple[int, int], exact: bool) -> No
 
 
 def fit(nodes: Nodes, own: str, size: tuple[int, int]) -> str:
-    """The size (h, w) that a picture is fed at: its aspect, about the pixels of ``size``, multiples of 32.
+    """Compute the size (h, w) to feed an image at: its aspect ratio, about the area of ``size``, multiples of 32.
 
-    As ``run_onnx.fit`` has it, but in float32: a side that lies in the middle between two multiples to seven digits
-    may become the other one.
+    This is ``run_onnx.fit`` in float32: a side halfway between two multiples may round to the other one.
 
     Args:
         nodes: to add to.
-        own: the picture's (H, W), float32.
-        size: (h, w).
+        own: name of the image's (H, W), float32.
+        size: working size (h, w).
     """
     area = size[0] * size[1]
     longest = max(MULTIPLE, area // MULTIPLE // MULTIPLE * MULTIPLE)
@@ -97,14 +96,14 @@ def fit(nodes: Nodes, own: str, size: tuple[int, int]) -> str:
 
 
 def triangles(nodes: Nodes, own: str, fed: str | np.ndarray, axis: int) -> str:
-    """The matrix that resizes one side: for each new place a triangle around it, with the sum 1.
+    """Compute the matrix that resizes one axis: a triangle filter around each new position, normalized to sum 1.
 
     The triangle reaches to the next pixel of the coarser of both grids, as in Pillow's and PyTorch's bilinear filter.
 
     Args:
         nodes: to add to.
         own, fed: (H, W) before and after, float32.
-        axis: 0 for H, which makes (fed, own), to multiply from the left; 1 for W, which makes (own, fed).
+        axis: 0 for H, of shape (fed, own), to multiply from the left; 1 for W, of shape (own, fed).
     """
 
     def make(what: str, op: str, *inputs: str | np.ndarray | np.generic) -> str:
@@ -127,7 +126,7 @@ def triangles(nodes: Nodes, own: str, fed: str | np.ndarray, axis: int) -> str:
 
 
 def rounded(nodes: Nodes, values: str) -> str:
-    """Halves go up, as in Pillow; ``Round`` would take them to even."""
+    """Round half up, as Pillow does. ``Round`` would round half to even."""
     return nodes.make(
         f"{values}_rounded", "Floor", nodes.make(f"{values}_half", "Add", values, np.float32(0.5))
     )

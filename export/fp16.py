@@ -1,6 +1,4 @@
-"""float16 inside, float32 outside; and what a GPU would make of it, computed on a CPU."""
-
-from collections.abc import Iterable
+"""Convert a graph to float16 inside and float32 outside, and simulate its rounding on a CPU."""
 
 import numpy as np
 import onnx
@@ -8,30 +6,30 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.graph import ExportError, float_nodes, infer_shapes, initializers, replace_nodes
 
-# Inputs that ONNX wants in float32 whatever the others are: regions and scales.
+# Inputs that ONNX requires in float32: the regions and scales of Resize.
 ALWAYS_FLOAT = {"Resize": (1, 2)}
 
 
-def to_half(model: onnx.ModelProto) -> None:
-    """Turns the body of a float32 graph into float16; the image, the heads and the depth stay float32.
+def to_fp16(model: onnx.ModelProto) -> None:
+    """Convert the body of a float32 graph to float16. The image, the heads and the depth stay float32.
 
-    The BatchNorms are in the convolutions already, folded in float32: only the products are rounded.
+    BatchNorms are folded into the convolutions already, in float32: only the products are rounded.
 
     Raises:
-        ExportError: for a weight that float16 cannot hold.
+        ExportError: a weight is too large for float16.
     """
     keep, floats = float_nodes(model), initializers(model)
-    halves: dict[str, str] = {}
-    in_half: set[str] = set()  # what the body makes
+    halves: dict[str, str] = {}  # float16 copies of initializers
+    in_half: set[str] = set()  # outputs of the body
     casts: set[str] = set()
     nodes: list[onnx.NodeProto] = []
 
     def cast(name: str, to: int) -> str:
-        made = name + ("_fp16" if to == TensorProto.FLOAT16 else "_fp32")
-        if made not in casts:
-            casts.add(made)
-            nodes.append(helper.make_node("Cast", [name], [made], name=f"cast_{made}", to=to))
-        return made
+        output = name + ("_fp16" if to == TensorProto.FLOAT16 else "_fp32")
+        if output not in casts:
+            casts.add(output)
+            nodes.append(helper.make_node("Cast", [name], [output], name=f"cast_{output}", to=to))
+        return output
 
     for node in model.graph.node:
         for index, name in enumerate(node.input):
@@ -55,6 +53,7 @@ def to_half(model: onnx.ModelProto) -> None:
 
 
 def rounded(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    """Return a float16 copy of a tensor."""
     with np.errstate(over="ignore"):
         half = numpy_helper.to_array(tensor).astype(np.float16)
     if not np.isfinite(half).all():
@@ -62,10 +61,10 @@ def rounded(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     return numpy_helper.from_array(half, name)
 
 
-def as_on_gpu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 graph that rounds, and overflows, wherever a graph with float16 inside stores a tensor.
+def simulate_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float32 graph that rounds, and overflows, wherever ``model`` stores a float16 tensor.
 
-    onnxruntime's CPU provider computes such a graph in float32 throughout and would show none of it.
+    onnxruntime's CPU provider computes float16 graphs in float32 throughout and would show none of this.
     """
     simulated = onnx.ModelProto()
     simulated.CopyFrom(model)
@@ -73,23 +72,22 @@ def as_on_gpu(model: onnx.ModelProto) -> onnx.ModelProto:
     half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(
-                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-            )
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     nodes = []
     for node in graph.node:
-        made = [name for name in node.output if name in half]
-        if node.op_type == "Cast" and (made or node.input[0] in half):
+        outputs = [name for name in node.output if name in half]
+        if node.op_type == "Cast" and (outputs or node.input[0] in half):
             node = helper.make_node("Identity", node.input[:1], node.output, name=node.name)
-        for name in made:
+        for name in outputs:
             node.output[list(node.output).index(name)] = f"{name}_exact"
         nodes.append(node)
-        for name in made:
-            pairs: Iterable[tuple[str, str, int]] = (
+        for name in outputs:
+            for source, target, to in (
                 (f"{name}_exact", f"{name}_stored", TensorProto.FLOAT16),
                 (f"{name}_stored", name, TensorProto.FLOAT),
-            )
-            nodes += [helper.make_node("Cast", [a], [b], name=f"store_{b}", to=to) for a, b, to in pairs]
+            ):
+                nodes.append(helper.make_node("Cast", [source], [target], name=f"store_{target}", to=to))
     replace_nodes(simulated, nodes)
     del graph.value_info[:]
     return simulated
