@@ -5,13 +5,11 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from depthzoo.errors import DatasetError
+
 MILLIMETRE = 0.001
 FAR_UNIT = 1 / 256  # metres, KITTI's
 LAST_STEP = 65535
-
-
-class DatasetError(ValueError):
-    """A data set that is missing, cut short, or not what its ``dataset.json`` says."""
 
 
 def unit_for(far: float) -> float:

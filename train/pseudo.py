@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from depthzoo import weights as zoo_weights
 from depthzoo.camera import CANONICAL_FOCAL
-from depthzoo.download import sha256_of
+from depthzoo.files import sha256_of
 from depthzoo.predictor import Predictor, select_device
 from train.arguments import command, parse_size
 from train.cards import find_any, load_any
