@@ -128,7 +128,9 @@ def compare(
     expected_depths = []
     for shape in shapes:
         height, width = shape[1:3] if uint8 else shape[2:]
-        resized = [Image.fromarray(pictures[i % len(pictures)]).resize((width, height)) for i in range(shape[0])]
+        resized = [
+            Image.fromarray(pictures[i % len(pictures)]).resize((width, height)) for i in range(shape[0])
+        ]
         images = np.stack([np.asarray(picture) for picture in resized])
         if not uint8:
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / 255

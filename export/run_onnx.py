@@ -252,9 +252,7 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return depth
     # As PyTorch does; Image.resize would blur where the image is smaller than the map.
     scale = (depth.shape[1] / size[0], 0, 0, 0, depth.shape[0] / size[1], 0)
-    resized = Image.fromarray(depth).transform(
-        size, Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR
-    )
+    resized = Image.fromarray(depth).transform(size, Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 

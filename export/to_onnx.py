@@ -94,7 +94,9 @@ def export_onnx(
     pictures = load_pictures(data, IMAGES)
     # Weights in channels_last, as Predictor leaves them, change the graph and its rounding.
     model = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    graph = convert(trace(model, opset), size or working_size(model), precision, uint8, size is not None, pictures)
+    graph = convert(
+        trace(model, opset), size or working_size(model), precision, uint8, size is not None, pictures
+    )
     if precision == "int8":
         source = "bundled with depthzoo" if data is None else Path(data).name
         metadata["calibration"] = {"data": source, "frames": len(pictures), "percentile": PERCENTILE}
@@ -227,7 +229,9 @@ def describe(
     }
     if uint8:
         resized = "to size" if size else "to about the area of size, aspect ratio kept"
-        metadata["resizing"] = f"inside: {resized}, bilinear and antialiased as in Pillow; depth back, bilinear"
+        metadata["resizing"] = (
+            f"inside: {resized}, bilinear and antialiased as in Pillow; depth back, bilinear"
+        )
     metadata |= {
         key: card.get(key) for key in ("dataset", "recipe", "camera", "metrics", "terms", "trained_on")
     }

@@ -63,9 +63,15 @@ def processor() -> str:
 def command(argv: list[str]) -> str:
     """Return the command line of this process, without the folders of its arguments."""
     script = Path(argv[0]).resolve()
-    parts = script.with_suffix("").relative_to(RESULTS.parents[1]).parts if RESULTS.parents[1] in script.parents else ()
+    parts = (
+        script.with_suffix("").relative_to(RESULTS.parents[1]).parts
+        if RESULTS.parents[1] in script.parents
+        else ()
+    )
     module = ".".join(part for part in parts if part != "__main__") or script.name
-    return shlex.join(["python", "-m", module, *(Path(word).name if "/" in word else word for word in argv[1:])])
+    return shlex.join(
+        ["python", "-m", module, *(Path(word).name if "/" in word else word for word in argv[1:])]
+    )
 
 
 def load(path: Path) -> list[Row]:

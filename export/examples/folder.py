@@ -54,7 +54,9 @@ def predict_folder(model: OnnxDepth, folder: Path, out: Path, batch_size: int) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="folder", description="Predict the depth of all images of a folder.")
+    parser = argparse.ArgumentParser(
+        prog="folder", description="Predict the depth of all images of a folder."
+    )
     parser.add_argument("model", help="a file made by export/to_onnx.py")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("depths"), help="folder for the results")

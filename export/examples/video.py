@@ -46,7 +46,7 @@ def convert(model: OnnxDepth, source: Path, target: Path) -> int:
     read = [*FFMPEG, "-i", str(source), "-vf", f"fps={rate}", *READ]
     with subprocess.Popen(read, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
         assert reader.stdout
-        for count, frame in enumerate(frames(reader.stdout), 1):
+        for frame in frames(reader.stdout):
             depth = model.predict(Image.fromarray(frame))
             if writer is None:
                 limits = np.percentile(depth, (1, 99)).tolist()
@@ -58,6 +58,7 @@ def convert(model: OnnxDepth, source: Path, target: Path) -> int:
                 writer.stdin.write(np.concatenate([frame, colorize(depth, *limits)], axis=1).tobytes())
             except BrokenPipeError:
                 break
+            count += 1
     errors = writer.communicate()[1].decode().strip() if writer else f"no frame in {source}"
     if errors:
         raise OnnxError(f"ffmpeg: {errors.splitlines()[-1]}")

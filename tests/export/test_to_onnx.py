@@ -112,19 +112,17 @@ def test_the_file_does_not_say_where_it_was_made(tiny_file: Path) -> None:
         assert trace.encode() not in content, trace
 
 
-def test_the_same_model_gives_the_same_bytes(
-    tiny: DepthModel, tiny_file: Path, tmp_path: Path
-) -> None:
+def test_the_same_model_gives_the_same_bytes(tiny: DepthModel, tiny_file: Path, tmp_path: Path) -> None:
     """Traced again, and with the weights in channels_last as Predictor leaves them."""
     model = depthzoo.Predictor(copy.deepcopy(tiny), device="cpu").model
     export_onnx(model, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == tiny_file.read_bytes()
 
 
-@pytest.mark.parametrize("opset", [18, 25])
-def test_opsets(tiny: DepthModel, tmp_path: Path, opset: int) -> None:
-    export_onnx(tiny, tmp_path / "m.onnx", opset=opset)
-    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == opset
+@pytest.mark.slow
+def test_the_newest_opset(tiny: DepthModel, tmp_path: Path) -> None:
+    export_onnx(tiny, tmp_path / "m.onnx", opset=25)
+    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 25
     assert difference(tiny, tmp_path / "m.onnx", (1, 3, 96, 32)) < 1e-5
 
 
@@ -227,11 +225,11 @@ def test_an_fp16_file_that_overflows_on_a_gpu_is_refused(
     tiny: DepthModel, graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Features of some 1e5 between layers that undo each other: harmless in float32, infinite in float16.
-    for name, factor in (("fine.0.weight", 100), ("fine.0.bias", 100), ("coarse.0.weight", 2e3)):
+    for name, factor in (("fine.0.weight", 100), ("fine.0.bias", 100), ("coarse.0.weight", 1e3)):
         scale(graph, name, factor)
-    scale(graph, "coarse.0.bias", 2e5)
+    scale(graph, "coarse.0.bias", 1e5)
     weight = initializers(graph)["merge.0.weight"]
-    values = numpy_helper.to_array(weight) / np.repeat(np.float32([2e5, 100]), 4)[:, None, None]
+    values = numpy_helper.to_array(weight) / np.repeat(np.float32([1e5, 100]), 4)[:, None, None]
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     monkeypatch.setattr(to_onnx, "trace", lambda *_: copied(graph))
     assert export_onnx(tiny, tmp_path / "fp32.onnx").holds
@@ -259,7 +257,9 @@ def test_convolutions_become_int8_and_the_head_does_not(
     quantized = quantize(tiny_graph, [images[:1], images[1:]])
     onnx.checker.check_model(quantized, full_check=True)
     weights = initializers(quantized)
-    in_float = [node.input[1] for node in quantized.graph.node if node.op_type == "Conv" and node.input[1] in weights]
+    in_float = [
+        node.input[1] for node in quantized.graph.node if node.op_type == "Conv" and node.input[1] in weights
+    ]
     assert in_float == ["head.conv.weight"]
     types = Counter(tensor.data_type for tensor in weights.values() if tensor.dims)
     assert types[TensorProto.INT8] >= 3 and types[TensorProto.INT32] >= 3
@@ -271,7 +271,9 @@ def test_convolutions_become_int8_and_the_head_does_not(
     assert 0 < np.abs(run(quantized, images) - run(tiny_graph, images)).mean() < 0.1
 
 
-def test_int8_is_calibrated_on_all_images(tiny_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_calibrated_on_all_images(
+    tiny_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[np.ndarray] = []
 
     class Watched(Reader):
@@ -425,7 +427,16 @@ def test_both_ways_to_start_it_give_the_same_bytes(start: list[str], tmp_path: P
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
         path = tmp_path / f"{seed}.onnx"
-        words = ["unet_mobilenet_v3", "--weights", "none", "--size", "32x64", "--precision", "int8", "--uint8"]
+        words = [
+            "unet_mobilenet_v3",
+            "--weights",
+            "none",
+            "--size",
+            "32x64",
+            "--precision",
+            "int8",
+            "--uint8",
+        ]
         command = [sys.executable, *start, *words, "--out", str(path)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == "", done.stderr

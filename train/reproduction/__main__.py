@@ -110,7 +110,9 @@ def measure(config: TrainConfig, weights: Path, dataset: ShardDataset, device: t
             predicted += [float(band_power(depth[whole], band).sum()) for band in bands]
             true += [float(band_power(target[whole], band).sum()) for band in bands]
     if not true.all():
-        raise ValueError(f"no frame of the {dataset.split} split has a target without holes, which lines need")
+        raise ValueError(
+            f"no frame of the {dataset.split} split has a target without holes, which lines need"
+        )
     found = metrics.compute()["per_image"]
     lines, peak, beside = predicted / true
     values = {key: found[key] for key in ("abs_rel", "rmse", "d1")}
@@ -159,9 +161,13 @@ def parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").splitlines()[0]
     main = argparse.ArgumentParser(prog="python -m train.reproduction", description=summary)
     main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards made by train.prepare")
-    main.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
+    main.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS)
+    )
     main.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    main.add_argument("--runs", type=Path, default=Path("runs/reproduction"), metavar="DIR", help="of the training")
+    main.add_argument(
+        "--runs", type=Path, default=Path("runs/reproduction"), metavar="DIR", help="of the training"
+    )
     main.add_argument("--split", choices=("val", "test"), default="test", help="val: only printed")
     main.add_argument("--device", metavar="cpu|cuda")
     main.add_argument("--out", type=Path, default=RESULTS / "reproduction.jsonl", metavar="FILE")
@@ -170,7 +176,9 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument("--epochs", type=int, metavar="N", help="of the rows from scratch")
     instead.add_argument("--frames", type=int, metavar="N", help="train frames")
     instead.add_argument("--batch-size", type=int, metavar="N")
-    instead.add_argument("--width", type=int, metavar="N", help="of the U-Nets (default: 64); narrow for a CPU")
+    instead.add_argument(
+        "--width", type=int, metavar="N", help="of the U-Nets (default: 64); narrow for a CPU"
+    )
     instead.add_argument(
         "--encoder-weights", metavar="imagenet|none|PATH", help=f"of {' and '.join(ENCODERS)} (default: none)"
     )
