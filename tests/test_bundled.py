@@ -93,7 +93,7 @@ def stored_output(name: str, tag: str, root: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "tag"), TAGS)
 def test_the_stored_output_is_reproduced(name: str, tag: str, root: Path) -> None:
-    depth = depthzoo.Predictor(depthzoo.create_model(name, weights=tag), device="cpu").predict(PICTURE).depth
+    depth = depthzoo.Predictor(depthzoo.create_model(name, weights=tag), device="cpu")(PICTURE).depth
     assert np.abs(depth - stored_output(name, tag, root)).max() < TOLERANCE
 
 
