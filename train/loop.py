@@ -159,6 +159,8 @@ class Run:
         if self.options.resume:
             self.restore(load_checkpoint(self.checkpoint_path))
         if self.world.writes:
+            for unfinished in out.glob(".*.part"):  # of a process that was killed
+                unfinished.unlink()
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.toml").write_text(to_toml(config), encoding="utf-8")
             write_json(out / "sources.json", sources.record())
