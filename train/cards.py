@@ -298,5 +298,5 @@ def store_output(path: Path) -> Path:
         The path of a PNG of millimetres, NAME.desk.depth.png.
     """
     out = path.with_suffix(f".{PICTURE.stem}.depth.png")
-    Predictor(load_any(str(path)), device="cpu").predict(PICTURE).save_depth16(out)
+    Predictor(load_any(str(path)), device="cpu")(PICTURE).save_depth16(out)
     return out

@@ -183,7 +183,7 @@ def test_cuda_frames_lie_on_the_device(shards: Path, tmp_path: Path, monkeypatch
         (["--mat", "empty.mat"], "empty.mat has no arrays images and depths"),
         (["--data", "nowhere"], "no data set at nowhere"),
         (["--rounds", "0"], "--rounds 0: expected at least 1"),
-        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -275,7 +275,7 @@ def test_what_is_stored_is_left_out_and_ctrl_c_keeps_what_is_done(
         (["--workers", "-1"], "--workers -1: expected at least 0"),
         (["--seconds", "0"], "--seconds 0.0: expected more than 0"),
         (["--out", "nowhere/scaling.json"], "nowhere/scaling.json: the folder nowhere does not exist"),
-        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available"),
     ],
 )
 def test_bad_input_is_one_line(

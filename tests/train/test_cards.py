@@ -70,7 +70,7 @@ def test_weights_are_stored_with_their_card_and_an_output(trained: Path, tmp_pat
     assert stored["metrics"]["per_image"] == MEANS["per_image"] and stored["terms"] == "of the train data"
     with Image.open(path.with_suffix(".desk.depth.png")) as output:
         metres = np.asarray(output) / 1000
-    expected = Predictor(load_any(str(path)), device="cpu").predict(PICTURE).depth
+    expected = Predictor(load_any(str(path)), device="cpu")(PICTURE).depth
     assert np.abs(metres - expected).max() < 1e-3
     assert stored["metrics"]["protocol"] == (
         "3 official test frames of NYU Depth V2, filled truth at 480x640, crop [45:471, 41:601], 0.001 < d < 10 m, "
