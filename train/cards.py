@@ -39,11 +39,7 @@ INDOORS = ("nyu", "rooms")
 
 
 def find_any(name: str, weights: str = "DEFAULT") -> Path:
-    """Return the weights file of a model of the zoo, of a run's folder, or at a path.
-
-    Args:
-        name: of a model, or a path.
-        weights: tag, where ``name`` is a model.
+    """Return the weights file of a model of the zoo (by name and tag), of a run's folder, or at a path.
 
     Raises:
         ValueError: no such model, file or run.
@@ -97,13 +93,7 @@ def start_card(
 ) -> dict[str, Any]:
     """Return the card of weights that have not been evaluated yet.
 
-    Args:
-        model: that was trained.
-        config: of the run.
-        data: "dataset", "mixed_with", "terms", "camera" and "depth_range", from ``TrainData.describe``.
-        origin: the card of the weights that the run started from, or empty.
-        trained_on: device, steps, images, precision.
-        code: commit of the code that trained it, from :func:`commit` at the start of the run.
+    ``data`` is from ``TrainData.describe``, ``origin`` the card of the weights that the run started from, or empty.
     """
     # The name of a file only: its path means nothing elsewhere.
     names: dict[str, Any] = {key: Path(getattr(config, key)).name for key in ("init", "encoder_weights")}
@@ -132,13 +122,9 @@ def join_terms(*terms: str) -> str:
 
 
 def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
-    """Return the card of evaluated weights: the metadata of their file, and the metrics.
+    """Return the card of evaluated weights: that of the model, and the report of ``train.evaluate``.
 
-    Args:
-        model: with its ``card``.
-        report: "count", "truth", "protocol", "depth_range", "plain", "flip", "sizes" and "failures", as made by
-            ``train.evaluate``.
-        dataset: ``dataset.json`` of the test set.
+    ``dataset`` is the content of the test set's ``dataset.json``.
     """
     if model.card is None:
         raise ValueError("a model without weights has no card")
@@ -169,11 +155,6 @@ def failures(rows: Tensor, keys: Sequence[str], by_distance: ErrorByDistance) ->
     """Return a card's "failures": errors by distance, the spread over frames, and the worst frames.
 
     Where SILog is far below 100 AbsRel, the order of near and far is right and the scale is wrong.
-
-    Args:
-        rows: (N, 9) metrics of each frame, from ``train.evaluation.evaluate``.
-        keys: of the frames.
-        by_distance: of all of them.
     """
     order = ranked(rows)
     errors = rows[order, METRICS.index("abs_rel")]
@@ -268,14 +249,7 @@ def is_stored(path: Path, folder: Path, tag: str) -> bool:
 
 
 def renew_card(path: Path, card: dict[str, Any]) -> Path:
-    """Write the card beside a weights file again; keys of the file's header keep their values.
-
-    Args:
-        path: of the weights, in the folder of their card.
-        card: of an evaluation of these weights, from :func:`make_card`.
-
-    Returns:
-        ``path``.
+    """Write the card beside a weights file again; keys of the file's header keep their values. Return ``path``.
 
     Raises:
         ValueError: the metrics differ from those in the header by more than ``TOLERANCE``.
@@ -292,11 +266,7 @@ def renew_card(path: Path, card: dict[str, Any]) -> Path:
 
 
 def store_output(path: Path) -> Path:
-    """Write the prediction for the bundled picture beside a weights file, for a test to compute again.
-
-    Returns:
-        The path of a PNG of millimetres, NAME.desk.depth.png.
-    """
+    """Write the prediction for the bundled picture beside a weights file, as millimetres, for a test to compare."""
     out = path.with_suffix(f".{PICTURE.stem}.depth.png")
     Predictor(load_any(str(path)), device="cpu")(PICTURE).save_depth16(out)
     return out

@@ -126,12 +126,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights_file(tmp_path: Path) -> Path:
     """Weights as a run leaves them; working size 64x96."""
     torch.manual_seed(0)
-    model = create_model("unet_mobilenet_v3", weights=None)
+    model = create_model("unet", weights=None, width=4)
     path = tmp_path / "some.safetensors"
     card = {
         "model": model.name,
         "tag": "nyu",
-        "arguments": {},
         "size": [64, 96],
         "terms": "of the train data",
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,15 +20,20 @@ from train.codec import encode_depth, encode_image
 from train.shards import ShardDataset, ShardWriter, write_dataset
 
 pytestmark = pytest.mark.slow
-STEPS, BATCH = 20, 4
+STEPS, BATCH = 16, 4
 # Train frames by their fraction of valid pixels; three in a batch of four may be empty.
 VALID = (0.9, 0.0, 0.35, 0.7, 0.0, 0.15, 1.0, 0.0, 0.5, 0.05)
-LOSSES = {
-    "mse": "mse = 1.0",
-    "berhu": "berhu = 1.0",
-    "silog_batch": "silog = 1.0\n[loss_options.silog]\nbatch = true",
-    "combined": "gradient = 1.0\nnormal = 1.0\nsilog = 1.0",
-}
+# Each reduces over the global batch in a way of its own.
+LOSS = """
+[loss]
+mse = 1.0
+berhu = 1.0
+gradient = 1.0
+normal = 1.0
+silog = 1.0
+[loss_options.silog]
+batch = true
+"""
 RECIPE = f"""
 model = "unet_mobilenet_v3"
 size = [48, 64]
@@ -63,42 +69,34 @@ def holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(holes: Path, tmp_path_factory: pytest.TempPathFactory, root: Path) -> Launch:
-    """``python -m train`` in so many processes, with a loss by its name; the run's folder. Each is run once."""
-    done: dict[tuple[object, ...], Path] = {}
+    """``python -m train`` in so many processes; the run's folder."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    recipe.write_text(RECIPE + LOSS)
 
-    def start(processes: int, loss: str, *flags: str, out: Path | None = None) -> Path:
-        wanted = (processes, loss, flags, out)
-        if wanted not in done:
-            folder = tmp_path_factory.mktemp("runs")
-            (folder / "recipe.toml").write_text(f"{RECIPE}[loss]\n{LOSSES[loss]}\n")
-            run = out or folder / "run"
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-            command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "train", "--no-report"]
-            given = [
-                "--recipe",
-                folder / "recipe.toml",
-                "--data",
-                holes,
-                "--out",
-                run,
-                "--device",
-                "cpu",
-                *flags,
-            ]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            result = subprocess.run(
-                [*command, *map(str, given)],
-                cwd=root,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-            assert result.returncode == 0, result.stderr
-            done[wanted] = run
-        return done[wanted]
+    def start(processes: int, *flags: str, out: Path | None = None) -> Path:
+        run = out or tmp_path_factory.mktemp("runs") / "run"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "train", "--no-report"]
+        given = ["--recipe", recipe, "--data", holes, "--out", run, "--device", "cpu", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            [*command, *map(str, given)],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, result.stderr
+        return run
 
     return start
+
+
+@pytest.fixture(scope="session")
+def two(launch: Launch) -> Path:
+    """A finished run of two processes."""
+    return launch(2)
 
 
 @torch.inference_mode()
@@ -111,46 +109,43 @@ def predictions(state: dict[str, Tensor], data: Path) -> Tensor:
     return depth
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_two_processes_learn_what_one_does(loss: str, launch: Launch, holes: Path) -> None:
-    one, two = (load_checkpoint(launch(n, loss) / "checkpoint.safetensors") for n in (1, 2))
-    assert one.state["step"] == two.state["step"] == STEPS
+def test_two_processes_learn_what_one_does(launch: Launch, two: Path, holes: Path) -> None:
+    one, both = (load_checkpoint(run / "checkpoint.safetensors") for run in (launch(1), two))
+    assert one.state["step"] == both.state["step"] == STEPS
     torch.manual_seed(0)
     start = create_model("unet_mobilenet_v3", weights=None).state_dict()
-    expected, depth = predictions(one.model, holes), predictions(two.model, holes)
+    expected, depth = predictions(one.model, holes), predictions(both.model, holes)
     assert (expected - predictions(start, holes)).abs().max() > 0.1, "it has not learnt anything"
-    assert (depth - expected).abs().max() < 1e-4
-    history = [checkpoint.state["history"][-1] for checkpoint in (one, two)]
+    assert (depth - expected).abs().max() < 1e-3
+    history = [checkpoint.state["history"][-1] for checkpoint in (one, both)]
     assert history[1]["loss"] == pytest.approx(history[0]["loss"], rel=1e-4)
 
 
-def test_two_processes_resume(launch: Launch, holes: Path, tmp_path: Path) -> None:
-    straight = load_checkpoint(launch(2, "mse") / "checkpoint.safetensors")
+def test_two_processes_resume(launch: Launch, two: Path, holes: Path, tmp_path: Path) -> None:
+    """And what two processes began one can finish."""
+    straight = load_checkpoint(two / "checkpoint.safetensors")
+    begun = launch(2, "--max-steps", "7")
     for processes in (2, 1):
-        out = tmp_path / str(processes)
-        launch(2, "mse", "--max-steps", "7", out=out)
-        assert json.loads((out / "metrics.json").read_text())["step"] == 7
-        launch(processes, "mse", "--resume", out=out)
+        out = Path(shutil.copytree(begun, tmp_path / str(processes)))
+        launch(processes, "--resume", out=out)
         resumed = load_checkpoint(out / "checkpoint.safetensors")
         assert resumed.state["resumed_from"] == [7] and resumed.state["step"] == STEPS
         if processes == 2:
             assert same(resumed.model, straight.model)
-        # What two processes began one can finish.
-        assert (predictions(resumed.model, holes) - predictions(straight.model, holes)).abs().max() < 1e-4
+        assert (predictions(resumed.model, holes) - predictions(straight.model, holes)).abs().max() < 1e-3
 
 
-def test_one_process_writes_and_the_card_counts_both(launch: Launch) -> None:
-    out = launch(2, "mse")
+def test_one_process_writes_and_the_card_counts_both(two: Path) -> None:
     about = {"device": "2 x CPU", "steps": STEPS, "images": STEPS * BATCH, "precision": "fp32"}
-    assert read_metadata(out / "model.safetensors")["trained_on"] == about
-    assert len(json.loads((out / "metrics.json").read_text())["history"]) == 1
-    assert not list(out.glob(".*")) and not list(out.glob("*.part*"))
+    assert read_metadata(two / "model.safetensors")["trained_on"] == about
+    assert len(json.loads((two / "metrics.json").read_text())["history"]) == 1
+    assert not list(two.glob(".*"))
 
 
 def test_two_processes_calibrate_on_the_batches_of_both(launch: Launch) -> None:
     """Weights that stay as they are: the first layer sees the same images, however they are shared."""
     flags = ["--no-freeze-batchnorm", "--ema", "0.5", "--lr", "1e-30", "--max-steps", "4"]
-    one, two = (load_checkpoint(launch(n, "mse", *flags) / "checkpoint.safetensors").average for n in (1, 2))
+    one, two = (load_checkpoint(launch(n, *flags) / "checkpoint.safetensors").average for n in (1, 2))
     assert one is not None and two is not None
     layers = create_model("unet_mobilenet_v3", weights=None).named_modules()
     first = next(name for name, layer in layers if isinstance(layer, torch.nn.BatchNorm2d))

@@ -203,7 +203,7 @@ def test_frames_of_several_sizes(tmp_path: Path) -> None:
     [
         (["{onnx}", "--protocol", "eigen"], "use --protocol full"),
         (["{onnx}", "--worst", "-1"], "--worst must be 0 or more"),
-        (["{fixed}", "--size", "64x64"], "takes 32x96 only, not 64x64"),
+        (["{fixed}", "--size", "64x64"], "takes (32, 96) only, not (64, 64)"),
         (["{foreign}"], "not one made by export/to_onnx.py"),
         (["{json}"], "onnxruntime cannot load it"),
         (["nowhere.onnx"], "nowhere.onnx: no such file"),

@@ -13,7 +13,7 @@ from train.config import TrainConfig
 from train.model import add_stochastic_depth, build_model, checkpoint_activations, make_gradients_dense
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = ("unet_mobilenet_v3", "dispnet_vgg16")
+QUICK = ("unet_mobilenet_v3",)
 
 
 def backward(name: str, checkpointed: bool) -> tuple[nn.Module, int]:

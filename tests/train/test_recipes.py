@@ -107,7 +107,7 @@ def test_the_improvements_on_the_original() -> None:
 def test_a_student_learns_half_from_a_set_that_its_recipe_says_how_to_make(path: Path) -> None:
     assert load_recipe(path).mix == (0.5,)
     text = (FOLDER / "unet_resnet50_student.toml").read_text(encoding="utf-8").replace("\n# ", " ")
-    assert "python -m train.prepare pseudo --teacher unet_mobilenet_v3" in text and "--mix-data" in text
+    assert "train.prepare pseudo IMAGES.tar ... --teacher unet_mobilenet_v3" in text and "--mix-data" in text
 
 
 def test_the_readme_lists_every_recipe_with_the_images_it_sees() -> None:

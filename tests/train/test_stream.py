@@ -165,10 +165,10 @@ def test_training_from_a_url(
 ) -> None:
     out, url = tmp_path / "run", serve(small_shards)
     given = ["--recipe", sixty_steps, "--data", url, "--out", out]
-    assert train(*given, "--max-steps", 20) == 0
-    assert train("--resume", "--out", out, "--max-steps", 40) == 0
+    assert train(*given, "--max-steps", 4) == 0
+    assert train("--resume", "--out", out, "--max-steps", 8) == 0
     state = load_checkpoint(out / "checkpoint.safetensors").state
-    assert state["resumed_from"] == [20] and [row["step"] for row in state["history"]] == [20, 40]
+    assert state["resumed_from"] == [4] and [row["step"] for row in state["history"]] == [4, 8]
     assert json.loads((out / "sources.json").read_text()) == {"data": url, "mix": []}
     assert train(*given, "--frames", 3, "--out", tmp_path / "other") == 2
     shutil.rmtree(out)
