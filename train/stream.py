@@ -60,12 +60,11 @@ def read_url(url: str) -> bytes:
 
 def _reason(error: Exception) -> str:
     # webdataset's own message is the whole command line with the exit code at its end.
-    code = re.search(r": exit (\d+) \(read\)", str(error))
-    if code is None:
-        return one_line(error)
-    return f"its command ended with exit code {code[1]}" + (
-        ", an HTTP error such as 404" if code[1] == "22" else ""
-    )
+    if code := re.search(r": exit (\d+) \(read\)", str(error)):
+        http = ", an HTTP error such as 404" if code[1] == "22" else ""
+        return f"its command ended with exit code {code[1]}{http}"
+    # It appends what it was reading to the arguments.
+    return one_line(error) if isinstance(error, OSError) else str(error.args[0])
 
 
 class RemoteSplit:
