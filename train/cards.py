@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import depthzoo
 from depthzoo import weights as zoo_weights
@@ -27,8 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(depthzoo.__file__).parent / "examples" / "desk.jpg"
 # Keys of a card that the header of its weights file cannot hold.
 FILE_KEYS = ("file", "sha256", "bytes")
-# Keys that a model knows itself, with its attribute.
-OWN_KEYS = (("model", "name"), ("arguments", "arguments"))
 # Without a dot, which tells a path from a tag, and so that torch.hub finds the digits of the digest.
 TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # Largest difference between an evaluation and the stored metrics of the same weights, due to rounding.
@@ -56,11 +54,10 @@ def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
     return create_model(model_of(path), weights=path)
 
 
-def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
+def write_weights(model: DepthModel, path: Path, card: dict[str, Any]) -> None:
     """Write a model's weights with a card in the header; see ``depthzoo.weights.save_weights``."""
-    own = {key: getattr(model, name) for key, name in OWN_KEYS if hasattr(model, name)}
     kept = {key: value for key, value in card.items() if key not in FILE_KEYS}
-    save_weights(path, model.state_dict(), kept | own)
+    save_weights(path, model.state_dict(), {**kept, "model": model.name, "arguments": model.arguments})
 
 
 def versions() -> dict[str, str]:
@@ -189,7 +186,7 @@ def _only_rooms(card: dict[str, Any]) -> bool:
     return rooms and (not before or _only_rooms(before))
 
 
-def save(model: nn.Module, folder: Path, tag: str, card: dict[str, Any]) -> Path:
+def save(model: DepthModel, folder: Path, tag: str, card: dict[str, Any]) -> Path:
     """Write ``{model}_{tag}-{sha8}.safetensors`` into a folder; equal tensors and card give equal bytes.
 
     Raises:
@@ -197,10 +194,9 @@ def save(model: nn.Module, folder: Path, tag: str, card: dict[str, Any]) -> Path
     """
     if not TAG.fullmatch(tag):
         raise WeightsError(f"weights tag {tag!r}: expected lower-case letters and digits, joined by hyphens")
-    name = getattr(model, "name", "") or str(card["model"])
-    unnamed = folder / f"{name}_{tag}.safetensors"
+    unnamed = folder / f"{model.name}_{tag}.safetensors"
     write_weights(model, unnamed, {**card, "tag": tag})
-    return unnamed.rename(folder / f"{name}_{tag}-{sha256_of(unnamed)[:8]}.safetensors")
+    return unnamed.rename(folder / f"{model.name}_{tag}-{sha256_of(unnamed)[:8]}.safetensors")
 
 
 def publish(path: Path, card: dict[str, Any], manifest: Path | None = None, default: bool = False) -> Path:
