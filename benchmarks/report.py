@@ -182,8 +182,8 @@ def demo(results: Path) -> str:
     for row in records.load(results / "accuracy.jsonl"):
         if (row["model"], row["backend"], row["precision"]) == ("unet_resnet50", "onnxruntime", "fp32"):
             return (
-                f"`{row['model']}` in onnxruntime differs from PyTorch by {row['parity_max']:.0e} m at most; "
-                "[how fast both are](#benchmarks) is measured apart."
+                f"`{row['model']}` in onnxruntime differs from PyTorch by at most {row['parity_max']:.0e} m; see "
+                "[Benchmarks](#benchmarks) for the latency of both."
             )
     return NONE
 
@@ -262,7 +262,7 @@ def gpu(results: Path) -> str:
         if rows:
             found[name] = ", ".join(sorted({row["machine"] for row in rows}))
     if not found:
-        return "GPU figures are not measured yet: `benchmarks/gpu.sh DATA` measures them on a machine that has one."
+        return "GPU figures have not been measured yet: run `benchmarks/gpu.sh DATA` on a machine with a GPU."
     return "Measured on a GPU: " + "; ".join(f"{name} ({machine})" for name, machine in found.items()) + "."
 
 

@@ -146,7 +146,7 @@ def test_training(results: Path) -> None:
 def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
     blocks = (report.latency, report.training, report.accuracy, report.claims, report.demo)
     assert {block(tmp_path) for block in blocks} == {report.NONE}
-    assert "not measured yet" in report.gpu(tmp_path)
+    assert "not been measured yet" in report.gpu(tmp_path)
     gpu = latency_row("unet", "eager", 1.0, machine="Voodoo 3", device="cuda")
     records.store(tmp_path / "latency.jsonl", [gpu])
     assert report.gpu(tmp_path) == "Measured on a GPU: latency (Voodoo 3)."

@@ -1,8 +1,6 @@
 """Finding weights: the table, the checkout, the cache, paths; and entering new ones."""
 
 import hashlib
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from train.cards import publish, save
 def test_the_table_lists_tags_default_first(zoo: Any, tiny: Any) -> None:
     for tag in ("a-first", "z-last"):
         path = save(tiny(), zoo.shelf, tag, {})
-        publish(path, weights.read_metadata(path), zoo.shelf, zoo.manifest)
+        publish(path, weights.read_metadata(path), zoo.manifest)
     assert list_models(pretrained=True) == ["tiny"]
     assert weights.tags("tiny") == ("nyu", "a-first", "z-last")
     assert weights.tags("other") == ()
@@ -114,50 +112,3 @@ def test_a_local_file_with_another_digest(zoo: Any, place: str, one_line: Any) -
     assert hashlib.sha256(b"wrong").hexdigest() in text
     assert zoo.card["sha256"] in text
     assert path.read_bytes() == b"wrong"
-
-
-def test_publish_writes_card_and_table(zoo: Any, tmp_path: Path, tiny: Any) -> None:
-    run = tmp_path / "run"
-    path = save(tiny(seed=3), run, "rooms", {"metrics": {"abs_rel": 0.25}})
-    path = path.rename(run / "model.safetensors")
-    card = weights.read_metadata(path) | {"note": "more than the header"}
-    written = publish(path, card, zoo.shelf, zoo.manifest, default=True)
-    full = weights.card("tiny", "rooms")
-    assert weights.tags("tiny") == ("rooms", "nyu")
-    assert full == card | {
-        "file": f"tiny_rooms-{full['sha256'][:8]}.safetensors",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "bytes": path.stat().st_size,
-    }
-    assert written == (zoo.shelf / full["file"]).with_suffix(".json")
-    assert (zoo.shelf / full["file"]).read_bytes() == path.read_bytes()
-    assert written.read_text() == json.dumps(full, indent=2, sort_keys=True) + "\n"
-    table = {"tiny": {"default": "rooms", "tags": {"nyu": zoo.card, "rooms": full}}}
-    assert zoo.manifest.read_text() == json.dumps(table, indent=2, sort_keys=True) + "\n"
-    # Once more, from its place: nothing changes.
-    publish(zoo.shelf / full["file"], full, zoo.shelf, zoo.manifest)
-    assert zoo.manifest.read_text() == json.dumps(table, indent=2, sort_keys=True) + "\n"
-    assert len(list(zoo.shelf.iterdir())) == 4
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"sha256": "0" * 64}, "card says sha256 '0000"),
-        ({"bytes": 1}, "card says bytes 1"),
-        ({"file": "other.safetensors"}, "card says file 'other.safetensors'"),
-        ({"tag": "rooms"}, "card says tag 'rooms', the file 'nyu'"),
-        ({"model": "unet"}, "card says model 'unet', the file 'tiny'"),
-        ({"abs_rel": math.nan}, "no JSON"),
-    ],
-)
-def test_publish_refuses_the_card_of_another_file(
-    zoo: Any, wrong: dict[str, Any], said: str, one_line: Any
-) -> None:
-    before = {p: p.read_bytes() for p in (zoo.manifest, *zoo.shelf.iterdir())}
-    path = zoo.shelf / zoo.card["file"]
-    card = {key: value for key, value in zoo.card.items() if key not in ("file", "sha256", "bytes")}
-    with pytest.raises(WeightsError, match=said) as error:
-        publish(path, card | wrong, zoo.shelf, zoo.manifest)
-    one_line(error)
-    assert before == {p: p.read_bytes() for p in (zoo.manifest, *zoo.shelf.iterdir())}

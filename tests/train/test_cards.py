@@ -53,7 +53,7 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     assert stored["metrics"]["per_image"] == results["per_image"] and stored["terms"] == "of the train data"
     with Image.open(path.with_suffix(".desk.depth.png")) as output:
         metres = np.asarray(output) / 1000
-    expected = Predictor(load_any(str(path)), device="cpu").predict(PICTURE).depth
+    expected = Predictor(load_any(str(path)), device="cpu")(PICTURE).depth
     assert np.abs(metres - expected).max() < 1e-3
     # The commit of the training stays; weights that name none get today's.
     assert stored["commit"] == stored["evaluation_commit"] == commit()
