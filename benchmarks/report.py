@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import depthzoo
-from benchmarks.roofline import Cost, count_cost
+from benchmarks.roofline import Cost, build_untrained, count_cost
 from depthzoo import weights
 from train import records
 from train.arguments import command
@@ -103,7 +103,7 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]
 @functools.cache
 def cost(name: str) -> Cost:
     """Return parameters and GFLOP of a model at 480x640."""
-    return count_cost(depthzoo.create_model(name, weights=None).eval(), (480, 640))
+    return count_cost(functools.partial(build_untrained, name), (480, 640))
 
 
 def cards() -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ def gpu(results: Path) -> str:
         if rows:
             found[name] = ", ".join(sorted({row["machine"] for row in rows}))
     if not found:
-        return "GPU figures have not been measured yet: run `benchmarks/gpu.sh DATA` on a machine with a GPU."
+        return "GPU figures have not been measured yet: run `benchmarks/gpu.sh` on a machine with a GPU."
     return "Measured on a GPU: " + "; ".join(f"{name} ({machine})" for name, machine in found.items()) + "."
 
 

@@ -103,7 +103,7 @@ def plain_loop(model_name: str, dataset: Any, batch: int, device: torch.device) 
         loss = criterion(model(image), depth)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -84,7 +84,8 @@ def test_frames_cached_on_the_device_are_augmented_alike(tmp_path: Path) -> None
     write_dataset(tmp_path, {"train": {**writer.entry, "size": [48, 64], "focal_px": room.camera.focal_px}})
     data, config = ShardDataset(tmp_path, "train"), AugmentConfig(flip=True, zoom=(0.95, 1.2), rotate=4.0)
     batches = [
-        ShuffledFrames(decode_frames(data, GPU, cache=cache), seed=0).batch(0, 4) for cache in ("ram", "device")
+        ShuffledFrames(decode_frames(data, GPU, cache=cache), seed=0).batch(0, 4)
+        for cache in ("ram", "device")
     ]
     assert [batch.image.device.type for batch in batches] == ["cpu", "cuda"]
     for host, device in zip(*(augment(batch, (48, 64), config, GPU) for batch in batches), strict=True):
@@ -97,7 +98,11 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
     small = ["--sizes", "64x96", "--rounds", "3"]
     assert command(latency.parser(), latency.run, [*words, str(tmp_path / "latency.jsonl"), *small]) == 0
     rows = records.load(tmp_path / "latency.jsonl")
-    assert {("eager", "fp16"), ("onnxruntime", "tf32")} <= {(row["backend"], row["precision"]) for row in rows}
+    assert {("eager", "fp16"), ("onnxruntime", "tf32")} <= {
+        (row["backend"], row["precision"]) for row in rows
+    }
     small = ["--size", "64x96", "--batches", "2", "--rounds", "3"]
-    assert command(train_speed.parser(), train_speed.run, [*words, str(tmp_path / "train.jsonl"), *small]) == 0
+    assert (
+        command(train_speed.parser(), train_speed.run, [*words, str(tmp_path / "train.jsonl"), *small]) == 0
+    )
     assert all(row["memory"] > 0 for row in records.load(tmp_path / "train.jsonl"))

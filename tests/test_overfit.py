@@ -52,7 +52,9 @@ def test_a_model_overfits_four_frames(model: str, frames: Path, root: Path, tmp_
     rate, options = RATES.get(model, 2e-3), OPTIONS.get(model, "")
     recipe.write_text(RECIPE.format(model=model, steps=STEPS, lr=rate, options=options))
     words = ["-m", "train", "--recipe", str(recipe), "--data", str(frames), "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, *words, "--device", "cpu"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *words, "--device", "cpu"], cwd=root, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     # A constant depth has an AbsRel above 0.2 on these rooms.

@@ -58,7 +58,7 @@ def head_bounds(info: dict[str, Any]) -> dict[str, float]:
 
 def depth_range(model: DepthModel) -> tuple[float, float]:
     """Return the canonical metres that a model can predict."""
-    return (model.min_depth, model.max_depth) if model.head.kind == "sigmoid" else (0.0, math.inf)
+    return (model.min_depth, model.max_depth) if model.head.activation == "sigmoid" else (0.0, math.inf)
 
 
 def set_train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:

@@ -1,16 +1,14 @@
-"""A data set of small rendered rooms."""
+"""A data set of small frames."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.data_sets import write_random_frames
+
 
 @pytest.fixture(scope="session")
-def rooms(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
-    """24 rooms of 48x96: most to train, at least one to validate and one to test."""
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 frames of 48x96."""
     out = tmp_path_factory.mktemp("data") / "rooms"
-    command = ["-m", "train.prepare", "rooms", "--count", "24", "--size", "48x96", "--out", str(out)]
-    subprocess.run([sys.executable, *command], cwd=root, check=True, capture_output=True)
-    return out
+    return write_random_frames(out, (48, 96), {"val": 2, "test": 2, "train": 20})

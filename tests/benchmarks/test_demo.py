@@ -30,7 +30,7 @@ def test_everything_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("words", "message"),
     [
         (["--image", "missing.jpg"], "missing.jpg: no such file"),
-        (["--image", "text.jpg"], "text.jpg: not a picture"),
+        (["--image", "text.jpg"], "text.jpg: not an image"),
         (["--model", "unet_resnet"], "unet_resnet"),
         (["--weights", "nosuchtag"], "nosuchtag"),
     ],

@@ -1,7 +1,5 @@
 """The rows of the reproduction, the verdicts on the claims, and a whole run of the smallest size."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 
 import depthzoo
+from tests.data_sets import write_random_frames
 from train import records
 from train.arguments import command
 from train.config import load_recipe
@@ -19,11 +18,9 @@ SMALL = ["--size", "32x64", "--batch-size", "2", "--frames", "4", "--epochs", "2
 
 
 @pytest.fixture(scope="module")
-def rooms(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reproduction") / "rooms"
-    words = ["-m", "train.prepare", "rooms", "--count", "24", "--size", "48x96", "--out", str(out)]
-    subprocess.run([sys.executable, *words], cwd=root, check=True, capture_output=True)
-    return out
+    return write_random_frames(out, (48, 96), {"val": 2, "test": 2, "train": 20})
 
 
 def call(rooms: Path, folder: Path, *words: str) -> int:
