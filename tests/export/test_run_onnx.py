@@ -49,7 +49,7 @@ def test_same_metres_as_pytorch(tiny: DepthModel, model: OnnxDepth) -> None:
 @pytest.mark.parametrize("shape", [(50, 70), (131, 200), (200, 64), (1, 1)])
 def test_same_metres_as_the_predictor(tiny: DepthModel, model: OnnxDepth, shape: tuple[int, int]) -> None:
     """Including the resizing of images larger and smaller than the working size."""
-    expected = depthzoo.Predictor(tiny, device="cpu", size=(64, 96)).predict(noise(*shape)).depth
+    expected = depthzoo.Predictor(tiny, device="cpu", size=(64, 96))(noise(*shape)).depth
     difference = np.abs(model.predict(noise(*shape)) - expected)
     assert expected.shape == shape
     # An image's bytes may round differently once in a while; the depth of this network spans metres.
