@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from train.loading import permutation
+from train.order import permutation
 from train.pictures import Picture, PictureError, Unreadable
 
 
