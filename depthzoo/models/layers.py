@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         lateral: makes the convolution of a skip, to the level's width; by default the skip is taken as it is.
         narrow: channels to which a 1x1 convolution first reduces the coarsest feature; by default there is none.
 
-    Shape: a list of features, finest first, to (N, ``out_channels``, H, W) of the finest feature's size.
+    Shape: a list of features, finest first, to (N, ``widths[-1]``, H, W) of the finest feature's size.
     """
 
     def __init__(
@@ -97,7 +97,6 @@ class Decoder(nn.Module):
             self.skip.append(lateral(skip, width) if lateral else nn.Identity())
             self.conv.append(conv((width if up else below) + (width if lateral else skip), width))
             below = width
-        self.out_channels = below
 
     def forward(self, features: list[Tensor]) -> Tensor:
         *skips, x = features
