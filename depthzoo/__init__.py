@@ -1,4 +1,4 @@
-"""depthzoo: depth in metres from one picture.
+"""depthzoo: depth in metres from one image.
 
 >>> import depthzoo
 >>> model = depthzoo.create_model("unet_resnet50")          # trained

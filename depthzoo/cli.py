@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="predict the depth of images")
     command.set_defaults(run=_predict)
     add = command.add_argument
-    add("inputs", nargs="+", metavar="IMAGE|DIR|GLOB", help="images; of a folder, all images in it")
+    add("inputs", nargs="+", metavar="IMAGE|DIR", help="images; of a folder, all images in it")
     add("--model", metavar="NAME", help=f"see `depthzoo list` (that of the weights file, or {DEFAULT_MODEL})")
     add(
         "--weights",
@@ -147,27 +147,15 @@ def _list(args: argparse.Namespace) -> int:
     names = list_models(args.pattern)
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}: {suggest(args.pattern, list_models())}")
-    rows = [("NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS")]
+    rows = [["NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS"]]
     for name in names:
-        parameters = f"{_parameters(name) / 1e6:.1f}M"
-        tags = zoo_weights.tags(name)
-        if not tags:
-            rows.append((name, parameters, "-", "-", "-", "-", "-"))
-            continue
-        card = zoo_weights.card(name)
-        metrics = card["metrics"]["per_image"]
-        height, width = card["size"]
-        rows.append(
-            (
-                name,
-                parameters,
-                f"{card['bytes'] / 1e6:.1f} MB",
-                f"{height}x{width}",
-                f"{metrics['abs_rel']:.3f}",
-                f"{metrics['d1']:.3f}",
-                ", ".join(tags),
-            )
-        )
+        row = [name, f"{_parameters(name) / 1e6:.1f}M", "-", "-", "-", "-", "-"]
+        if tags := zoo_weights.tags(name):
+            card = zoo_weights.card(name)
+            metrics = card["metrics"]["per_image"]
+            row[2:4] = f"{card['bytes'] / 1e6:.1f} MB", "{}x{}".format(*card["size"])
+            row[4:] = f"{metrics['abs_rel']:.3f}", f"{metrics['d1']:.3f}", ", ".join(tags)
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *middle, last in rows:
         cells = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
@@ -176,22 +164,19 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    name = args.name
+    name, blocks = args.name, []
     if name not in list_models() and zoo_weights.is_path(name, name):
         path = zoo_weights.find("", Path(name))
         name = zoo_weights.model_of(path)
         card = zoo_weights.read_metadata(path) | {"file": path.name, "bytes": path.stat().st_size}
-        blocks = [[("weights", str(path)), *_facts(card)]]
+        blocks.append([("weights", str(path)), *_facts(card)])
     else:
-        get_builder(name)
-        tags = zoo_weights.tags(name)
-        labels = [f"{tag} (default)" if tag == tags[0] else tag for tag in tags]
-        blocks = [
-            [("weights", label), *_facts(zoo_weights.card(name, tag))]
-            for label, tag in zip(labels, tags, strict=True)
-        ]
+        get_builder(name)  # raises for an unknown name
+        for index, tag in enumerate(zoo_weights.tags(name)):
+            label = f"{tag} (default)" if index == 0 else tag
+            blocks.append([("weights", label), *_facts(zoo_weights.card(name, tag))])
         if not blocks:
-            blocks = [[("parameters", f"{_parameters(name):,}"), ("weights", "none yet")]]
+            blocks.append([("parameters", f"{_parameters(name):,}"), ("weights", "none yet")])
     summary = (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0]
     print("\n\n".join([name, summary, *("\n".join(f"{k:<12} {v}" for k, v in block) for block in blocks)]))
     return 0

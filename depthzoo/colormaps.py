@@ -1,4 +1,4 @@
-"""The colour maps that pictures of depth are drawn in: 256 colours each, as data.
+"""Colormaps for depth, 256 colors each.
 
 turbo: Anton Mikhailov, "Turbo, An Improved Rainbow Colormap for Visualization", Google AI Blog 2019. magma: Stefan
 van der Walt and Nathaniel Smith, CC0, 2015. Both as published.

@@ -1,6 +1,5 @@
 """Images from files, PIL, arrays and tensors, as upright uint8 RGB."""
 
-import glob
 import math
 import os
 import warnings
@@ -88,9 +87,9 @@ def load_with_focal(source: ImageSource) -> tuple[Pixels, float | None]:
     if isinstance(source, Image.Image):
         return _from_pil(source, "PIL image")
     if isinstance(source, torch.Tensor):
-        return _from_array(_channels_last(source), "tensor"), None
+        return _from_array(_channels_last(source), "tensor", tuple(source.shape)), None
     if isinstance(source, np.ndarray):
-        return _from_array(source, "array"), None
+        return _from_array(source, "array", source.shape), None
     raise TypeError(f"an image is a path, a PIL image, an array or a tensor, not {type(source).__name__}")
 
 
@@ -150,7 +149,8 @@ def _from_pil(image: Image.Image, name: str) -> tuple[Pixels, float | None]:
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F" or image.mode.startswith("I"):
-        return _from_array(_grey_values(image, name), name), focal
+        values = _grey_values(image, name)
+        return _from_array(values, name, values.shape), focal
     return _over_white(image, name), focal
 
 
@@ -184,34 +184,27 @@ def _over_white(image: Image.Image, name: str) -> Pixels:
 
 
 def _channels_last(tensor: torch.Tensor) -> NDArray[Any]:
-    shape = tuple(tensor.shape)
-    if tensor.ndim == 4 and shape[0] == 1:
+    if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
-    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in CHANNELS):
-        last = tensor.ndim == 3 and shape[-1] in CHANNELS
-        hint = "; channels come first: use .permute(2, 0, 1)" if last else ""
-        raise ValueError(f"tensor: expected shape (3, H, W), got {shape}{hint}")
     if tensor.ndim == 3:
         tensor = tensor.permute(1, 2, 0)
     tensor = tensor.detach().cpu()
     return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
 
-def _from_array(values: NDArray[Any], name: str) -> Pixels:
-    shape = values.shape
-    if values.ndim not in (2, 3) or (values.ndim == 3 and shape[2] not in CHANNELS):
-        hint = ""
-        if values.ndim == 4:
-            hint = "; pass several as a list"
-        elif values.ndim == 3 and shape[0] in CHANNELS:
-            hint = "; channels come last: use .transpose(1, 2, 0)"
-        raise ValueError(f"{name}: expected shape (H, W) or (H, W, 1 or 3 or 4), got {shape}{hint}")
-    if math.prod(shape) == 0:
+def _from_array(values: NDArray[Any], name: str, shape: tuple[int, ...]) -> Pixels:
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in CHANNELS):
+        channels = "first: (3, H, W)" if name == "tensor" else "last: (H, W, 3)"
+        raise ValueError(
+            f"{name}: expected (H, W), or 1, 3 or 4 channels, which come {channels}; got {shape}; "
+            "pass several images as a list"
+        )
+    if values.size == 0:
         raise ValueError(f"{name}: has no pixels, shape {shape}")
     pixels = np.atleast_3d(_to_uint8(values, name))
     if pixels.shape[2] == 4:
         return _over_white(Image.fromarray(np.ascontiguousarray(pixels)), name)
-    return np.array(np.broadcast_to(pixels, (*shape[:2], 3)))
+    return np.array(np.broadcast_to(pixels, (*values.shape[:2], 3)))
 
 
 def _to_uint8(values: NDArray[Any], name: str) -> Pixels:
@@ -231,13 +224,13 @@ def _to_uint8(values: NDArray[Any], name: str) -> Pixels:
 
 
 def find_images(inputs: Sequence[str], recursive: bool = False) -> tuple[list[Path], list[str]]:
-    """Find the images that paths, folders and glob patterns name.
+    """Find the images that paths of files and folders name.
 
     A file is taken whatever its name. Of a folder, all files with an image's suffix are taken in alphabetical order,
     except hidden ones and the outputs of ``depthzoo predict``. A file named twice is taken once.
 
     Args:
-        inputs: paths and patterns (``**`` matches folders at any depth).
+        inputs: paths.
         recursive: descend into the folders of a folder.
 
     Returns:
@@ -247,17 +240,13 @@ def find_images(inputs: Sequence[str], recursive: bool = False) -> tuple[list[Pa
     failures = []
     for text in inputs:
         path = Path(text)
-        # A file may have a name that looks like a pattern: photo[1].jpg.
         if path.is_dir():
             matches = _in_folder(path, recursive)
             hint = "" if recursive else " itself (--recursive descends into the folders in it)"
             failure = f"{text}: no images in this folder{hint}"
-        elif os.path.lexists(text) or not glob.has_magic(text):
-            matches = [path] if os.path.lexists(text) else []
-            failure = f"{text}: no such file or folder"
         else:
-            matches = [Path(p) for p in sorted(glob.glob(text, recursive=True)) if not os.path.isdir(p)]
-            failure = f"{text}: matches no file"
+            matches = [path] if os.path.lexists(path) else []
+            failure = f"{text}: no such file or folder"
         if not matches:
             failures.append(failure)
         for match in matches:

@@ -32,7 +32,7 @@ Focal: TypeAlias = float | Literal["canonical"] | None
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Depth of one image. The ``save`` methods write a whole file or none.
+    """Depth of one image. The ``save`` methods create the folder, and write a whole file or none.
 
     Attributes:
         depth: (H, W) float32, metres along the camera's axis.
@@ -105,10 +105,6 @@ def _create(path: str | os.PathLike[str], *suffixes: str) -> Iterator[IO[bytes]]
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: the name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder")
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             yield file

@@ -73,8 +73,8 @@ def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None =
     """Return the local file of a model's weights, verified, downloaded if necessary.
 
     Published weights are looked for in the checkout's ``weights/``, then in ``torch.hub.get_dir()/checkpoints``, then
-    downloaded to the latter from ``RELEASE_URL`` or, if set, from the URL in ``DEPTHZOO_WEIGHTS_URL``. A file given by
-    its path is verified only if it has the name of a published one.
+    downloaded to the latter from ``RELEASE_URL`` or, if set, from the URL in ``DEPTHZOO_WEIGHTS_URL``; their
+    digests are verified each time. A file given by its path is taken as it is.
 
     Args:
         model: name of the builder.
@@ -117,10 +117,6 @@ def _find_path(path: Path) -> Path:
             )
     if not path.is_file():
         raise WeightsError(f"{path}: weights file does not exist; expected a .safetensors file")
-    for entries in _read_json(MANIFEST).values():
-        for entry in entries.values():
-            if entry["file"] == path.name:
-                _verify(path, entry, "rename it to load it unverified")
     return path
 
 

@@ -149,7 +149,6 @@ class TestPredict:
         ("arguments", "message"),
         [
             (["absent.png"], "absent.png: no such file or folder"),
-            (["*.webp"], "*.webp: matches no file"),
             (["empty"], "empty: no images in this folder itself (--recursive"),
             (["a.png", "--save", "colour"], "unknown kind 'colour': did you mean 'color'?"),
             (["a.png", "--save", ","], "expected some of depth16, npy"),

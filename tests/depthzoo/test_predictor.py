@@ -163,7 +163,7 @@ def test_default_device() -> None:
 
 def test_bad_picture_in_a_list_is_told_by_its_index(tmp_path: Path) -> None:
     run = Predictor(Constant(), "cpu", SIZE)
-    with pytest.raises(ValueError, match="^image 1: array: expected shape"):
+    with pytest.raises(ValueError, match="^image 1: array: expected "):
         run([picture(4, 4), np.zeros((3, 4, 4, 4), np.uint8)])
     with pytest.raises(FileNotFoundError, match="^image 0: .*no such file$"):
         run([tmp_path / "absent.png"])
@@ -267,10 +267,10 @@ def test_wrong_suffix_and_folder(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"the name must end in \."):
             getattr(prediction, f"save_{save}")(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        prediction.save_npy(tmp_path / "absent" / "a.npy")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        (tmp_path / "b.npy").mkdir()
+    prediction.save_npy(tmp_path / "new" / "a.npy")
+    assert (tmp_path / "new" / "a.npy").is_file()
+    (tmp_path / "b.npy").mkdir()
+    with pytest.raises(OSError, match=r"b\.npy: "):
         prediction.save_npy(tmp_path / "b.npy")
 
 
