@@ -21,8 +21,7 @@ from depthzoo import weights as zoo_weights
 from export.to_onnx import PRECISIONS, export_onnx, working_size
 from train import records
 from train.arguments import command
-from train.evaluate import default_protocol, evaluate
-from train.inference import torch_predict
+from train.evaluation import default_protocol, evaluate, torch_predict
 from train.onnx_network import OnnxNetwork
 from train.records import RESULTS, Row
 from train.shards import ShardDataset

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     file = None if args.weights == "none" else zoo_weights.find(args.model, args.weights)
     model = torch.hub.load(str(ROOT), args.model, source="local", trust_repo=True, weights=file)
-    prediction = depthzoo.Predictor(model, device="cpu").predict(image)
+    prediction = depthzoo.Predictor(model, device="cpu")(image)
     prediction.save_panel(args.out / "panel.png", target)
     low, middle, high = (float(value) for value in np.percentile(prediction.depth, (0, 50, 100)))
     print(f"{args.model}: depth min {low:.2f}  median {middle:.2f}  max {high:.2f} m", flush=True)

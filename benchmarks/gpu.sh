@@ -29,6 +29,7 @@ train() { # NAME RECIPE FLAGS...
     echo "+ train $name"
     timeout -s INT -k 60 420 "$python" -m train "${start[@]}" --out "$runs/$name" --device cuda
     code=$?
+    [[ -e $runs/$name/checkpoint.safetensors ]] || break # too slow to reach a checkpoint
   done
 }
 

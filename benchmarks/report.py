@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import depthzoo
-from benchmarks.roofline import Cost, count_cost
+from benchmarks.roofline import Cost, build_untrained, count_cost
 from depthzoo import weights
 from train import records
 from train.arguments import command
@@ -71,7 +71,11 @@ def shape(row: Row) -> str:
 
 def place(row: Row) -> str:
     """Return the machine of a row."""
-    return row["machine"] if row["device"] == "cuda" else f"{row['machine']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return (
+        row["machine"]
+        if row["device"] == "cuda"
+        else f"{row['machine']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    )
 
 
 def source(rows: Sequence[Row]) -> str:
@@ -99,7 +103,7 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]
 @functools.cache
 def cost(name: str) -> Cost:
     """Return parameters and GFLOP of a model at 480x640."""
-    return count_cost(depthzoo.create_model(name, weights=None).eval(), (480, 640))
+    return count_cost(functools.partial(build_untrained, name), (480, 640))
 
 
 def cards() -> list[dict[str, Any]]:
@@ -178,8 +182,8 @@ def demo(results: Path) -> str:
     for row in records.load(results / "accuracy.jsonl"):
         if (row["model"], row["backend"], row["precision"]) == ("unet_resnet50", "onnxruntime", "fp32"):
             return (
-                f"`{row['model']}` in onnxruntime differs from PyTorch by {row['parity_max']:.0e} m at most; "
-                "[how fast both are](#benchmarks) is measured apart."
+                f"`{row['model']}` in onnxruntime differs from PyTorch by at most {row['parity_max']:.0e} m; see "
+                "[Benchmarks](#benchmarks) for the latency of both."
             )
     return NONE
 
@@ -258,7 +262,7 @@ def gpu(results: Path) -> str:
         if rows:
             found[name] = ", ".join(sorted({row["machine"] for row in rows}))
     if not found:
-        return "GPU figures are not measured yet: `benchmarks/gpu.sh DATA` measures them on a machine that has one."
+        return "GPU figures have not been measured yet: run `benchmarks/gpu.sh` on a machine with a GPU."
     return "Measured on a GPU: " + "; ".join(f"{name} ({machine})" for name, machine in found.items()) + "."
 
 
@@ -316,15 +320,13 @@ def mean_and_range(values: Sequence[float]) -> str:
 
 
 def draw_plots(results: Path) -> list[Path]:
-    """Draw latency by model, and AbsRel against latency. Plots of results that are gone are removed."""
+    """Draw a plot of latency for each machine, size and batch. Plots of results that are gone are removed."""
     rows = records.load(results / "latency.jsonl")
     drawn = []
     for keys, own in grouped(rows, "machine", "device", "threads", "asked", "batch").items():
         slug = re.sub(r"[^a-z0-9]+", "-", f"{place(own[0])} {keys[3]} {keys[4]}".lower())
         drawn.append(draw_latency(own, results / f"latency.{slug}.png"))
-        if points := accuracy_points(own, results):
-            drawn.append(draw_accuracy(points, own[0], results / f"accuracy.{slug}.png"))
-    for path in (*results.glob("latency.*.png"), *results.glob("accuracy.*.png")):
+    for path in results.glob("latency.*.png"):
         if path not in drawn:
             path.unlink()
     return drawn
@@ -359,6 +361,8 @@ def draw_latency(rows: Sequence[Row], path: Path) -> Path:
     axes.set_yticks(range(len(models)), [name for (name,), _ in models])
     axes.invert_yaxis()
     axes.set_xscale("log")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "125" else "")
     axes.set_xlabel("milliseconds (log scale): median, fastest and slowest call")
     axes.grid(axis="x", which="both", alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -366,44 +370,8 @@ def draw_latency(rows: Sequence[Row], path: Path) -> Path:
     return path
 
 
-def accuracy_points(rows: Sequence[Row], results: Path) -> list[tuple[Row, float]]:
-    """Return rows of trained models at their working size, with their AbsRel on the test split."""
-    exported = {
-        (row["model"], row["precision"], row["weights"]): row["abs_rel"]
-        for row in records.load(results / "accuracy.jsonl")
-        if row["backend"] == "onnxruntime"
-    }
-    points = []
-    for row in rows:
-        if row["model"] in depthzoo.list_models(pretrained=True) and row["batch"] == 1:
-            card = weights.card(row["model"])
-            error = card["metrics"]["per_image"]["abs_rel"]
-            if row["backend"].startswith(("onnxruntime", "tensorrt")):
-                error = exported.get((row["model"], row["precision"], card["file"]))
-            if error is not None and shape(row) == "{}x{}".format(*card["size"]):
-                points.append((row, error))
-    return points
-
-
-def draw_accuracy(points: Sequence[tuple[Row, float]], row: Row, path: Path) -> Path:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(f"{place(row)}, weights at their working size, batch 1", fontsize=10)
-    for point, error in points:
-        axes.plot(point["ms"], error, "o", label=f"{point['model']}, {point['backend']} {point['precision']}")
-    axes.set_xscale("log")
-    axes.set_xlabel("milliseconds (log scale)")
-    axes.set_ylabel("AbsRel, NYU Depth V2 test split")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
-    figure.savefig(path, dpi=100)
-    return path
-
-
 def plots(results: Path) -> str:
-    names = sorted(path.name for path in (*results.glob("latency.*.png"), *results.glob("accuracy.*.png")))
+    names = sorted(path.name for path in results.glob("latency.*.png"))
     return "\n".join(f"![{name}](results/{name})" for name in names) or "Nothing to draw yet."
 
 

@@ -8,6 +8,7 @@ roofline efficiency. Winograd convolutions need fewer operations than are counte
 """
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -77,21 +78,26 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def count_cost(network: nn.Module, size: tuple[int, int], batch: int = 1) -> Cost:
+def count_cost(network: nn.Module | Callable[[], nn.Module], size: tuple[int, int], batch: int = 1) -> Cost:
     """Count the work of one call on tensors without data.
 
     Args:
-        network: takes (N, 3, H, W); on the CPU and in eval mode.
+        network: takes (N, 3, H, W); on the CPU and in eval mode. Or a function that builds it, also without data.
         size: (H, W).
         batch: number of images.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     # no_grad, not inference_mode, so that composite operators decompose into those that have a formula.
-    with torch.no_grad(), fake, FlopCounterMode(display=False) as flops, Traffic() as traffic:
-        flops.flop_registry = FORMULAS
-        network(torch.empty(batch, 3, *size))
-    parameters = sum(each.numel() for each in network.parameters())
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        module = network if isinstance(network, nn.Module) else network()
+        with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+            flops.flop_registry = FORMULAS
+            module(torch.empty(batch, 3, *size))
+    parameters = sum(each.numel() for each in module.parameters())
     return Cost(parameters, flops.get_total_flops() / 1e9, traffic.elements)
+
+
+def build_untrained(name: str) -> nn.Module:
+    return depthzoo.create_model(name, weights=None).eval()
 
 
 # -- peak -------------------------------------------------------------------------------------------------
@@ -199,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"copy  {peak.gbytes:>10,.0f} GB/s\n")
     print(f"{'{}x{}, ms at least'.format(*args.size):<22}" + "".join(f"{key:>9}" for key in peak.gflops))
     for name in args.models:
-        cost = count_cost(depthzoo.create_model(name, weights=None).eval(), args.size)
+        cost = count_cost(functools.partial(build_untrained, name), args.size)
         bounds = "".join(f"{peak.bound(cost, precision):>9.2f}" for precision in peak.gflops)
         print(f"{name:<22}{bounds}   {cost.parameters / 1e6:.1f}M parameters, {cost.gflop:.1f} GFLOP")
     return 0

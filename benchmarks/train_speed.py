@@ -39,8 +39,9 @@ from depthzoo.predictor import select_device
 from train import records
 from train.arguments import command, parse_size
 from train.config import load_recipe
-from train.engine import Run, RunOptions
-from train.feed import Sources
+from train.data import Sources
+from train.loop import Run, RunOptions
+from train.model import depth_range
 from train.records import RESULTS, Row
 from train.shards import ShardDataset
 
@@ -102,7 +103,7 @@ def plain_loop(model_name: str, dataset: Any, batch: int, device: torch.device) 
         loss = criterion(model(image), depth)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -124,7 +125,7 @@ def train_loop(run: Run) -> Step:
 
     def step() -> float:
         torch.backends.cudnn.benchmark = True
-        return run.train_step()
+        return run.step()
 
     return step
 
@@ -132,7 +133,7 @@ def train_loop(run: Run) -> Step:
 def loader(run: Run, size: tuple[int, int]) -> Step:
     """Return a function that loads and augments the next batch of ``python -m train``."""
     position = iter(range(1 << 40))
-    return lambda: run.feed.batch(next(position), size, run.learner.depth_range())
+    return lambda: run.data.batch(next(position), size, depth_range(run.model))
 
 
 # -- measuring --------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from depthzoo.models import DepthModel
 from depthzoo.predictor import resize_depth, resize_image, working_size
 from export.graph import TRACED_SHAPE
 
+FIGURES = ("max", "mean", "p999", "max_rel", "mean_rel")
 Run = Callable[[np.ndarray], np.ndarray]
 
 # Bounds for trained weights, in metres. INT8 is judged by its accuracy (benchmarks.accuracy); these catch failures.
@@ -60,12 +61,12 @@ class Parity:
         figures = ", ".join(
             f"{name} {getattr(self, name):.1e} (at most {limit:.0e})" for name, limit in self.bound.items()
         )
-        return f"{figures} {'of the range' if 'mean_rel' in self.bound or 'max_rel' in self.bound else 'm'}"
+        unit = "m" if self.bound.keys() <= {"max", "mean", "p999"} else "of the range of the depth"
+        return f"{figures}, {unit}"
 
     def metadata(self) -> dict[str, Any]:
         """Return the figures for the metadata of the file, rounded to three digits."""
-        names = ("max", "mean", "p999", "max_rel", "mean_rel")
-        figures = {name: float(f"{getattr(self, name):.2e}") for name in names}
+        figures = {name: float(f"{getattr(self, name):.2e}") for name in FIGURES}
         return {**figures, "unit": "m", "bound": dict(self.bound), "shapes": self.shapes}
 
 
@@ -144,11 +145,12 @@ def compare(
                 )
             found.append(np.abs(depth - expected).ravel())
     span = max(float(np.ptp(np.concatenate(expected_depths))), 1e-6)
-    worst = np.zeros(5)
+    worst = np.zeros(len(FIGURES))
     for each in map(np.concatenate, differences):
         figures = (each.max(), each.mean(), np.percentile(each, 99.9), each.max() / span, each.mean() / span)
         worst = np.maximum(worst, figures)  # keeps NaN
     bound = (TRAINED if trained else RANDOM)[precision]
     if uint8 and precision == "fp32":
         bound = UINT8_FP32[trained]
-    return Parity(*map(float, worst), bound=bound, shapes=tuple(shapes))
+    named = dict(zip(FIGURES, map(float, worst), strict=True))
+    return Parity(**named, bound=bound, shapes=tuple(shapes))

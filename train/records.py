@@ -21,8 +21,10 @@ Row: TypeAlias = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 PACKAGES = ("depthzoo", "torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "transformers")
 # What identifies a measurement: a new row replaces an old one that agrees in all of these.
-KEY = ("machine", "device", "threads", "model", "backend", "precision", "height", "width", "batch", "seed")
-KEY += ("split", "row", "epochs", "model_width", "encoder_weights", "frames")
+KEY = (
+    *("machine", "device", "threads", "model", "backend", "precision", "height", "width", "batch"),
+    *("split", "row", "seed", "epochs", "frames", "model_width", "encoder_weights"),
+)
 STARTED = time.strftime("%Y-%m-%dT%H:%M:%S")
 
 

@@ -49,7 +49,7 @@ def test_same_metres_as_pytorch(tiny: DepthModel, model: OnnxDepth) -> None:
 @pytest.mark.parametrize("shape", [(50, 70), (131, 200), (200, 64), (1, 1)])
 def test_same_metres_as_the_predictor(tiny: DepthModel, model: OnnxDepth, shape: tuple[int, int]) -> None:
     """Including the resizing of images larger and smaller than the working size."""
-    expected = depthzoo.Predictor(tiny, device="cpu", size=(64, 96)).predict(noise(*shape)).depth
+    expected = depthzoo.Predictor(tiny, device="cpu", size=(64, 96))(noise(*shape)).depth
     difference = np.abs(model.predict(noise(*shape)) - expected)
     assert expected.shape == shape
     # An image's bytes may round differently once in a while; the depth of this network spans metres.
@@ -93,6 +93,12 @@ def test_a_focal_length_scales_the_depth(
     assert model.metadata["canonical_focal"] == run_onnx.CANONICAL_FOCAL == CANONICAL_FOCAL
     assert np.array_equal(model.predict(noise(), canonical), plain)
     np.testing.assert_allclose(model.predict(noise(), 2 * canonical), 2 * plain, rtol=1e-6)
+    portrait = noise().transpose(Image.Transpose.ROTATE_90)
+    assert portrait.size[1] == 70
+    np.testing.assert_allclose(
+        model.predict(portrait, 2 * canonical), 2 * model.predict(portrait, canonical), rtol=1e-6
+    )
+    assert np.array_equal(model.predict(portrait, canonical), model.predict(portrait))
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OnnxError, match="focal length must be a number of pixels above 0"):
             model.predict(noise(), wrong)

@@ -27,10 +27,9 @@ from depthzoo.predictor import select_device
 from train import records
 from train.arguments import command, parse_size
 from train.config import TrainConfig, load_recipe
-from train.engine import Run, RunOptions
-from train.evaluate import default_protocol
-from train.feed import Sources
-from train.inference import predict_frames
+from train.data import Sources
+from train.evaluation import default_protocol, predict_frames
+from train.loop import Run, RunOptions
 from train.records import RESULTS, Row
 from train.reproduction.claims import ENCODERS, ROWS, judge
 from train.reproduction.measures import BESIDE, EDGES, LINES, PEAK, band_power, edge_f1
@@ -70,10 +69,10 @@ def train(config: TrainConfig, data: Path, out: Path, device: torch.device) -> P
     resume = (out / "checkpoint.safetensors").exists()
     if resume and load_recipe(out / "config.toml") != config:
         raise ValueError(f"{out} holds a run of other settings; give another --runs, or remove it")
-    run = Run(config, Sources(data), out, RunOptions(device, resume=resume, report=False))
-    if run.progress.step < run.last_step:
+    run = Run(config, Sources(data), out, RunOptions(device, resume=resume))
+    if run.state.step < run.last_step:
         run.train()
-    if run.progress.step < run.last_step:
+    if run.state.step < run.last_step:
         raise KeyboardInterrupt
     return out / "last.safetensors"
 
@@ -100,12 +99,12 @@ def measure(config: TrainConfig, weights: Path, dataset: ShardDataset, device: t
     bands = (LINES, PEAK, BESIDE)
     predicted, true = np.zeros(len(bands)), np.zeros(len(bands))
     for frames in predict_frames(predict, dataset, config.size):
-        metrics.update(frames.depth, frames.truth)
+        metrics.update(frames.depth, frames.target)
         depth = raw[0]
-        target = interpolate(frames.truth, depth.shape[-2:], mode="area")
-        valid = interpolate(protocol.valid(frames.truth).float(), depth.shape[-2:], mode="area") == 1
+        target = interpolate(frames.target, depth.shape[-2:], mode="area")
+        valid = interpolate(protocol.valid(frames.target).float(), depth.shape[-2:], mode="area") == 1
         edges.append(torch.stack([edge_f1(depth, target, valid, metres) for metres in EDGES], 1))
-        whole = (frames.truth > 0).flatten(1).all(1)
+        whole = (frames.target > 0).flatten(1).all(1)
         if whole.any():
             predicted += [float(band_power(depth[whole], band).sum()) for band in bands]
             true += [float(band_power(target[whole], band).sum()) for band in bands]

@@ -12,8 +12,10 @@ ENCODERS = ("resnet50", "dispnet")
 # Metrics of which higher is better. Of all others, lower is.
 HIGHER_IS_BETTER = ("d1", "edge_f1")
 # Settings that rows must share to be compared.
-SETTINGS = ("machine", "device", "split", "height", "width", "epochs", "batch", "frames", "model_width")
-SETTINGS += ("encoder_weights",)
+SETTINGS = (
+    *("machine", "device", "split", "height", "width", "epochs", "batch", "frames", "model_width"),
+    "encoder_weights",
+)
 
 
 @dataclass(frozen=True)
