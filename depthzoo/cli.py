@@ -115,7 +115,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _focal(text: str) -> float | Literal["canonical"]:
-    return "canonical" if text == "canonical" else float(text)
+    if text == "canonical":
+        return "canonical"
+    try:
+        pixels = float(text)
+    except ValueError:
+        pixels = 0.0
+    if not 0 < pixels < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected pixels above 0, or canonical, not {text!r}")
+    return pixels
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -220,7 +228,7 @@ def _text(value: Any) -> str:
 def _predict(args: argparse.Namespace) -> int:
     device = select_device(args.device)
     if args.fov is not None:
-        focal_length(1, args.fov)  # an error before the work begins
+        focal_length(1, args.fov)  # raises for a bad angle
     paths, failures = find_images(args.inputs, args.recursive)
     if not paths:
         raise ValueError("; ".join(failures) or "no images")

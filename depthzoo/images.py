@@ -44,7 +44,6 @@ LENSES = range(2, 5001)  # millimetres; other values are not focal lengths
 
 CHANNELS = (1, 3, 4)
 TOLERANCE = 1e-3  # by which float values may leave [0, 1], for the rounding of a caller's pipeline
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def load_image(source: ImageSource) -> Pixels:
@@ -120,8 +119,9 @@ def _open(file: IO[bytes], name: str) -> tuple[Pixels, float | None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return _from_pil(Image.open(file, formats=formats), name)
-        except BOMBS:
+            image = Image.open(file, formats=formats)
+            image.load()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
             raise ValueError(
                 f"{name}: more than {limit:.0f} megapixels, which may be a decompression bomb; "
@@ -130,17 +130,14 @@ def _open(file: IO[bytes], name: str) -> tuple[Pixels, float | None]:
         except UnidentifiedImageError:
             known = ", ".join(f for f in formats if f != "MPO")
             raise ValueError(f"{name}: not an image in a known format ({known})") from None
-        except ValueError:
-            raise
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             raise ValueError(f"{name}: cannot be decoded: {one_line(error)}") from None
+        return _from_pil(image, name)
 
 
 def _from_pil(image: Image.Image, name: str) -> tuple[Pixels, float | None]:
     try:
         image.load()
-    except BOMBS:
-        raise
     except Exception as error:
         raise ValueError(f"{name}: cannot be decoded: {one_line(error)}") from None
     if 0 in image.size:

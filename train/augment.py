@@ -37,23 +37,14 @@ BLUR_SIGMA, JPEG_QUALITY = 1.5, (30, 95)
 
 @dataclass(frozen=True)
 class Batch:
-    """Stored frames with the random draws of their augmentation.
+    """Stored frames with the random draws of their augmentation."""
 
-    Attributes:
-        image: (N, 3, h, w) uint8.
-        depth: (N, 1, h, w) int16, the bits of the stored uint16 steps; 0 is invalid.
-        draws: (N, number of ``Draws``) float64 in [0, 1).
-        focal_px: focal length of the stored frames, pixels.
-        keys: of the samples.
-        depth_unit: metres per step of depth.
-    """
-
-    image: Tensor
-    depth: Tensor
-    draws: np.ndarray
-    focal_px: float
+    image: Tensor  # (N, 3, h, w) uint8
+    depth: Tensor  # (N, 1, h, w) int16, the bits of the stored uint16 steps; 0 is invalid
+    draws: np.ndarray  # (N, number of Draws) float64 in [0, 1)
+    focal_px: float  # of the stored frames
     keys: list[str]
-    depth_unit: float = 0.001
+    depth_unit: float = 0.001  # metres per step of depth
 
 
 def as_tensors(image: np.ndarray, depth: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -81,12 +72,7 @@ def view(stored: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
 
 
 def geometry(batch: Batch, size: tuple[int, int], config: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Return the affine matrix of each sample and the divisor of its depth.
-
-    Returns:
-        (N, 2, 3) float32 for ``affine_grid`` (normalized output to normalized input), and (N,) float32, the factor
-        from canonical depth to metres.
-    """
+    """Return a matrix for ``affine_grid`` (N, 2, 3), and the factor from canonical depth to metres (N,)."""
     draws = Draws(*torch.from_numpy(batch.draws).float().unbind(1))
     height, width = size
     stored_height, stored_width = batch.image.shape[-2:]
@@ -133,17 +119,10 @@ def sampling_grid(matrix: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def color_matrix(mean: Tensor, draws: Draws, config: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Compose all color changes that are linear: ``matrix @ color + offset`` for each sample.
+    """Compose the linear color changes, ``matrix @ color + offset``: (N, 3, 3) with rows of equal sums, (N, 1, 1).
 
-    In order: saturation or grey, contrast about the mean grey, brightness, the order of channels.
-
-    Args:
-        mean: (N, 3) mean color of the images in [0, 1].
-        draws: (N,) float32 each.
-        config: how far each may go.
-
-    Returns:
-        matrix (N, 3, 3), whose rows have equal sums, and offset (N, 1, 1).
+    In order: saturation or grey, contrast about the mean grey, brightness, the order of channels. ``mean`` is the mean
+    color (N, 3) of the images.
     """
     luma, ones = mean.new_tensor(LUMA), torch.ones(len(mean), 1, 1, device=mean.device)
     amount = 1 + _spread(draws.saturation, config.saturation)
@@ -162,16 +141,7 @@ def color_matrix(mean: Tensor, draws: Draws, config: AugmentConfig) -> tuple[Ten
 
 
 def recolor(negative: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
-    """Apply :func:`color_matrix` and gamma.
-
-    Args:
-        negative: (N, 3, H, W) float32, 255 minus the stored colors.
-        draws: (N,) float32 each.
-        config: how far each may go.
-
-    Returns:
-        (N, 3, H, W) float32 in [0, 1].
-    """
+    """Apply :func:`color_matrix` and gamma to 255 minus the stored colors (N, 3, H, W); the result is in [0, 1]."""
     matrix, offset = color_matrix(1 - negative.mean((2, 3)) / 255, draws, config)
     # matrix @ (1 - negative / 255) + offset, without an intermediate image.
     image = torch.bmm(matrix / -255, negative.flatten(2)).add_(matrix.sum(2, keepdim=True) + offset)
@@ -184,16 +154,7 @@ def recolor(negative: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
 
 
 def degrade(image: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
-    """Add blur, sensor noise and JPEG artefacts, each to some of the images.
-
-    Args:
-        image: (N, 3, H, W) float32 in [0, 1].
-        draws: (N,) float64 arrays.
-        config: how often, and how much noise.
-
-    Returns:
-        The same shape and range.
-    """
+    """Add blur, sensor noise and JPEG artefacts, each to some of the images (N, 3, H, W) in [0, 1]."""
     image = image.clone()
     offsets = torch.arange(-3, 4, device=image.device)
     for index in np.flatnonzero(draws.blur < config.blur):
@@ -203,7 +164,7 @@ def degrade(image: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
         soft = F.conv2d(F.pad(image[index, :, None], (0, 0, 3, 3), mode="replicate"), weights)
         soft = F.conv2d(F.pad(soft, (3, 3, 0, 0), mode="replicate"), weights.mT)
         image[index] = soft[:, 0]
-    for index in range(len(image) if config.noise else 0):
+    for index in np.arange(len(image) if config.noise else 0):
         generator = torch.Generator(image.device).manual_seed(int(draws.noise_seed[index] * 2**53))
         noise = torch.randn(image.shape[1:], generator=generator, device=image.device)
         image[index] += config.noise * draws.noise[index] * noise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import depthzoo
 from depthzoo import weights as zoo_weights
@@ -27,8 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = Path(depthzoo.__file__).parent / "examples" / "desk.jpg"
 # Keys of a card that the header of its weights file cannot hold.
 FILE_KEYS = ("file", "sha256", "bytes")
-# Keys that a model knows itself, with its attribute.
-OWN_KEYS = (("model", "name"), ("arguments", "arguments"))
 # Without a dot, which tells a path from a tag, and so that torch.hub finds the digits of the digest.
 TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # Largest difference between an evaluation and the stored metrics of the same weights, due to rounding.
@@ -39,11 +37,7 @@ INDOORS = ("nyu", "rooms")
 
 
 def find_any(name: str, weights: str = "DEFAULT") -> Path:
-    """Return the weights file of a model of the zoo, of a run's folder, or at a path.
-
-    Args:
-        name: of a model, or a path.
-        weights: tag, where ``name`` is a model.
+    """Return the weights file of a model of the zoo (by name and tag), of a run's folder, or at a path.
 
     Raises:
         ValueError: no such model, file or run.
@@ -60,11 +54,10 @@ def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
     return create_model(model_of(path), weights=path)
 
 
-def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
+def write_weights(model: DepthModel, path: Path, card: dict[str, Any]) -> None:
     """Write a model's weights with a card in the header; see ``depthzoo.weights.save_weights``."""
-    own = {key: getattr(model, name) for key, name in OWN_KEYS if hasattr(model, name)}
     kept = {key: value for key, value in card.items() if key not in FILE_KEYS}
-    save_weights(path, model.state_dict(), kept | own)
+    save_weights(path, model.state_dict(), {**kept, "model": model.name, "arguments": model.arguments})
 
 
 def versions() -> dict[str, str]:
@@ -97,13 +90,7 @@ def start_card(
 ) -> dict[str, Any]:
     """Return the card of weights that have not been evaluated yet.
 
-    Args:
-        model: that was trained.
-        config: of the run.
-        data: "dataset", "mixed_with", "terms", "camera" and "depth_range", from ``TrainData.describe``.
-        origin: the card of the weights that the run started from, or empty.
-        trained_on: device, steps, images, precision.
-        code: commit of the code that trained it, from :func:`commit` at the start of the run.
+    ``data`` is from ``TrainData.describe``, ``origin`` the card of the weights that the run started from, or empty.
     """
     # The name of a file only: its path means nothing elsewhere.
     names: dict[str, Any] = {key: Path(getattr(config, key)).name for key in ("init", "encoder_weights")}
@@ -132,13 +119,9 @@ def join_terms(*terms: str) -> str:
 
 
 def make_card(model: DepthModel, report: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
-    """Return the card of evaluated weights: the metadata of their file, and the metrics.
+    """Return the card of evaluated weights: that of the model, and the report of ``train.evaluate``.
 
-    Args:
-        model: with its ``card``.
-        report: "count", "truth", "protocol", "depth_range", "plain", "flip", "sizes" and "failures", as made by
-            ``train.evaluate``.
-        dataset: ``dataset.json`` of the test set.
+    ``dataset`` is the content of the test set's ``dataset.json``.
     """
     if model.card is None:
         raise ValueError("a model without weights has no card")
@@ -169,11 +152,6 @@ def failures(rows: Tensor, keys: Sequence[str], by_distance: ErrorByDistance) ->
     """Return a card's "failures": errors by distance, the spread over frames, and the worst frames.
 
     Where SILog is far below 100 AbsRel, the order of near and far is right and the scale is wrong.
-
-    Args:
-        rows: (N, 9) metrics of each frame, from ``train.evaluation.evaluate``.
-        keys: of the frames.
-        by_distance: of all of them.
     """
     order = ranked(rows)
     errors = rows[order, METRICS.index("abs_rel")]
@@ -208,7 +186,7 @@ def _only_rooms(card: dict[str, Any]) -> bool:
     return rooms and (not before or _only_rooms(before))
 
 
-def save(model: nn.Module, folder: Path, tag: str, card: dict[str, Any]) -> Path:
+def save(model: DepthModel, folder: Path, tag: str, card: dict[str, Any]) -> Path:
     """Write ``{model}_{tag}-{sha8}.safetensors`` into a folder; equal tensors and card give equal bytes.
 
     Raises:
@@ -216,10 +194,9 @@ def save(model: nn.Module, folder: Path, tag: str, card: dict[str, Any]) -> Path
     """
     if not TAG.fullmatch(tag):
         raise WeightsError(f"weights tag {tag!r}: expected lower-case letters and digits, joined by hyphens")
-    name = getattr(model, "name", "") or str(card["model"])
-    unnamed = folder / f"{name}_{tag}.safetensors"
+    unnamed = folder / f"{model.name}_{tag}.safetensors"
     write_weights(model, unnamed, {**card, "tag": tag})
-    return unnamed.rename(folder / f"{name}_{tag}-{sha256_of(unnamed)[:8]}.safetensors")
+    return unnamed.rename(folder / f"{model.name}_{tag}-{sha256_of(unnamed)[:8]}.safetensors")
 
 
 def publish(path: Path, card: dict[str, Any], manifest: Path | None = None, default: bool = False) -> Path:
@@ -268,14 +245,7 @@ def is_stored(path: Path, folder: Path, tag: str) -> bool:
 
 
 def renew_card(path: Path, card: dict[str, Any]) -> Path:
-    """Write the card beside a weights file again; keys of the file's header keep their values.
-
-    Args:
-        path: of the weights, in the folder of their card.
-        card: of an evaluation of these weights, from :func:`make_card`.
-
-    Returns:
-        ``path``.
+    """Write the card beside a weights file again; keys of the file's header keep their values. Return ``path``.
 
     Raises:
         ValueError: the metrics differ from those in the header by more than ``TOLERANCE``.
@@ -292,11 +262,7 @@ def renew_card(path: Path, card: dict[str, Any]) -> Path:
 
 
 def store_output(path: Path) -> Path:
-    """Write the prediction for the bundled picture beside a weights file, for a test to compute again.
-
-    Returns:
-        The path of a PNG of millimetres, NAME.desk.depth.png.
-    """
+    """Write the prediction for the bundled picture beside a weights file, as millimetres, for a test to compare."""
     out = path.with_suffix(f".{PICTURE.stem}.depth.png")
     Predictor(load_any(str(path)), device="cpu")(PICTURE).save_depth16(out)
     return out

@@ -16,20 +16,12 @@ from depthzoo.files import atomic_write
 
 @dataclass
 class Checkpoint:
-    """What a run needs to continue.
-
-    Attributes:
-        model: the network's state dict.
-        average: the state dict of the averaged weights, or None.
-        optimizer: the optimizer's state dict.
-        state: progress of the run, JSON-serializable.
-        config: the resolved configuration as TOML.
-    """
+    """What a run needs to continue: state dicts, its progress, and its configuration as TOML."""
 
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
     optimizer: dict[str, Any]
-    state: dict[str, Any]
+    state: dict[str, Any]  # JSON-serializable
     config: str
 
 

@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,20 +48,10 @@ class Sources:
         return {"data": data, "mix": [os.path.abspath(path) for path in self.mix]}
 
 
-class SampleStream(Protocol):
-    """An endless sequence of samples, epoch after epoch."""
-
-    def batch(self, position: int, count: int) -> Batch:
-        """Return the samples position, ..., position + count - 1."""
-
-
 class ShuffledFrames:
     """Samples of decoded frames in an order without state: any position can be read at any time.
 
-    Args:
-        frames: the decoded frames.
-        seed: of the order and the draws.
-        weights: (n,) how often each frame is drawn relative to the others; if None, each once an epoch.
+    With ``weights`` (n,) each frame is drawn as often as its weight says, without them once an epoch.
     """
 
     def __init__(self, frames: Frames, seed: int, weights: np.ndarray | None = None) -> None:
@@ -145,7 +135,7 @@ class TrainData:
         ]
         self.digest = hashlib.sha256(b"".join(descriptions)).hexdigest()
         self.epoch_steps = math.ceil(len(self.sets[0]) / self.counts[0])
-        self.streams: list[SampleStream] = []
+        self.streams: list[ShuffledFrames | RemoteStream] = []
         self.first_step = 0
 
     def _check(self) -> None:
@@ -164,14 +154,9 @@ class TrainData:
             raise ValueError("frames and balance need a local data set; a remote one is streamed whole")
 
     def open(self, step: int = 0) -> None:
-        """Decode the train frames, or start the stream of a remote set at the given step; called once.
-
-        Also decodes the validation frames once, so that a corrupt one is found before the first step.
-
-        Raises:
-            DatasetError: naming a frame that cannot be decoded; see :func:`decode_frames`.
-        """
+        """Decode the train frames, or start the stream of a remote set at the given step; called once."""
         if self.world.writes:
+            # A corrupt validation frame is found before the first step.
             for index in tqdm(range(len(self.validation)), "decoding val", unit="frame", disable=None):
                 self.validation[index]
         for number, (split, count) in enumerate(zip(self.sets, self.counts, strict=True)):

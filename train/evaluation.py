@@ -25,18 +25,12 @@ SIZE_METRICS = ("abs_rel", "rmse", "d1")
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """A few predicted frames of one size.
+    """A few predicted frames of one size."""
 
-    Attributes:
-        indices: of the frames in the data set.
-        images: (N, 3, H, W) uint8 RGB.
-        target, depth: (N, 1, H, W) float32 metres; a target of 0 is invalid.
-    """
-
-    indices: list[int]
-    images: Tensor
-    target: Tensor
-    depth: Tensor
+    indices: list[int]  # in the data set
+    images: Tensor  # (N, 3, H, W) uint8 RGB
+    target: Tensor  # (N, 1, H, W) float32 metres, 0 is invalid
+    depth: Tensor  # the same, predicted
 
 
 def default_protocol(dataset: ShardDataset) -> str:
@@ -53,10 +47,7 @@ def protocol_for(dataset: ShardDataset, name: str) -> EvalProtocol:
 def torch_predict(model: Predict, device: torch.device, flip: bool = False) -> Predict:
     """Return a function from (N, 3, h, w) float in [0, 1] to (N, 1, h, w) float32 metres on the CPU.
 
-    Args:
-        model: a module, or a ``train.onnx_network.OnnxNetwork``.
-        device: on which ``model`` takes its input.
-        flip: average with the prediction for the mirrored image.
+    ``model`` takes its input on ``device``; ``flip`` averages with the prediction for the mirrored image.
     """
 
     def predict(image: Tensor) -> Tensor:
@@ -175,21 +166,13 @@ def evaluate_sizes(predict: Predict, dataset: ShardDataset, protocol: str) -> di
 
 
 def ranked(rows: Tensor) -> list[int]:
-    """Return the indices of frames in the order of AbsRel, lowest first, without frames that have no valid pixel.
-
-    Args:
-        rows: (N, 9) metrics of each frame, as :func:`evaluate` returns them.
-    """
+    """Return the indices of frames in the order of AbsRel, lowest first, without frames that have no valid pixel."""
     errors = rows[:, METRICS.index("abs_rel")]
     return [int(index) for index in torch.argsort(errors, stable=True) if not errors[index].isnan()]
 
 
 class ErrorByDistance:
-    """Sums relative errors in bands of true distance, over all pixels that the protocol counts.
-
-    Args:
-        protocol: also clips the predictions; the last band ends at its largest depth.
-    """
+    """Relative errors in bands of true distance, over all pixels that a protocol counts."""
 
     def __init__(self, protocol: EvalProtocol) -> None:
         far = protocol.max_depth

@@ -23,21 +23,13 @@ DEVICE_FRACTION = 0.5
 
 @dataclass(frozen=True)
 class Frames:
-    """The decoded frames of a split.
+    """The decoded frames of a split."""
 
-    Attributes:
-        images: (n, 3, h, w) uint8.
-        depths: (n, 1, h, w) int16, the bits of the stored uint16 steps; 0 is invalid.
-        keys: of the samples.
-        focal_px: focal length of the stored frames, pixels.
-        depth_unit: metres per step of depth.
-    """
-
-    images: Tensor
-    depths: Tensor
+    images: Tensor  # (n, 3, h, w) uint8
+    depths: Tensor  # (n, 1, h, w) int16, the bits of the stored uint16 steps; 0 is invalid
     keys: Sequence[str]
-    focal_px: float
-    depth_unit: float = 0.001
+    focal_px: float  # of the stored frames
+    depth_unit: float = 0.001  # metres per step of depth
 
     def log_medians(self) -> np.ndarray:
         """Return ln of the median valid depth of each frame, metres: (n,) float64, NaN for a frame without any."""
@@ -59,13 +51,8 @@ def decode_frames(
 ) -> Frames:
     """Decode a split of frames of one size, once for all processes of a machine.
 
-    Args:
-        dataset: the split.
-        device: on which training runs.
-        world: the processes. Several share one memory map, which the first of each machine fills.
-        cache: see :class:`Sources`.
-        workers: threads that decode.
-        folder: where the file of a memory map is created. It is unlinked at once, so that it never outlives a run.
+    Several processes share a memory map, which the first one of each machine fills; one process uses a map with
+    cache="disk". Its file in ``folder`` is unlinked as soon as it is open, so that it never outlives the run.
 
     Raises:
         DatasetError: naming a sample that cannot be decoded or has another size; frames that do not fit the device.

@@ -1,26 +1,31 @@
 """What a run shows while it trains: a progress bar, lines, and TensorBoard's event files."""
 
+import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from train.samples import Pixels
 
 
+def peak_memory(device: torch.device) -> float:
+    """Return the peak memory in GiB of a GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 class Log:
     """Progress bar and TensorBoard files in ``RUN/tensorboard``; a context manager.
 
-    Without TensorBoard it says so once on stderr and writes no files.
-
-    Args:
-        run: folder of the run.
-        step: at which the run starts or resumes. Events that TensorBoard has of later steps are dropped.
-        last_step: end of the progress bar.
-        enabled: False in the processes that write nothing.
+    Events of steps after ``step``, at which the run starts or resumes, are dropped by TensorBoard. Without it a line on
+    stderr says so.
     """
 
     def __init__(self, run: Path, step: int, last_step: int, enabled: bool = True) -> None:

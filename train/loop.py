@@ -6,10 +6,7 @@ validates and saves. Everything is a function of the configuration and the step,
 
 import contextlib
 import dataclasses
-import inspect
 import math
-import resource
-import sys
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -18,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from depthzoo.files import write_json
 from depthzoo.losses import CombinedLoss, MultiScaleLoss
@@ -31,7 +27,7 @@ from train.data import Sources, TrainData
 from train.distributed import World
 from train.evaluation import default_protocol, evaluate, evaluating, torch_predict
 from train.interruption import Interruption
-from train.log import Log
+from train.log import Log, peak_memory
 from train.model import (
     add_stochastic_depth,
     build_model,
@@ -49,53 +45,30 @@ from train.samples import make_samples, strip
 CALIBRATION_BATCHES = 32
 # Steps between scalars in TensorBoard, and frames of which it gets a panel.
 LOG_EVERY, PANELS = 10, 3
-# Each process keeps its own BatchNorm statistics. torch has two names for this; the older one warns if both exist.
-_DDP_PARAMETERS = inspect.signature(DistributedDataParallel).parameters
-OWN_BUFFERS: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_PARAMETERS else "broadcast_buffers": False
-}
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What does not change the result of a run, or only where it stops.
-
-    Attributes:
-        device: on which to train.
-        world: the processes.
-        max_steps: stop after this many steps without changing the schedule; 0 is off.
-        resume: continue from the checkpoint.
-        deterministic: use only algorithms that give the same bits each time.
-        compile: compile the network with ``torch.compile``.
-    """
+    """What does not change the result of a run, or only where it stops."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     world: World = World()  # noqa: RUF009 - frozen
-    max_steps: int = 0
-    resume: bool = False
-    deterministic: bool = False
-    compile: bool = False
+    max_steps: int = 0  # stop after this many steps without changing the schedule; 0 is off
+    resume: bool = False  # continue from the checkpoint
+    deterministic: bool = False  # use only algorithms that give the same bits each time
+    compile: bool = False  # compile the network with torch.compile
 
 
 @dataclass
 class State:
-    """The progress of a run, JSON-serializable: stored in checkpoints, and most of it in ``metrics.json``.
+    """The progress of a run, JSON-serializable: stored in checkpoints, and most of it in ``metrics.json``."""
 
-    Attributes:
-        step: optimizer steps done.
-        loss: running mean of the loss; None before the first step.
-        best_val_abs_rel: lowest AbsRel on the validation split at the final size; None before the first.
-        skipped: batches skipped because their loss or gradient was not finite.
-        history: a row for each validation.
-        resumed_from: steps at which the run was resumed.
-    """
-
-    step: int = 0
-    loss: float | None = None
-    best_val_abs_rel: float | None = None
-    skipped: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    resumed_from: list[int] = field(default_factory=list)
+    step: int = 0  # optimizer steps done
+    loss: float | None = None  # running mean
+    best_val_abs_rel: float | None = None  # lowest on the validation split at the final size
+    skipped: int = 0  # batches whose loss or gradient was not finite
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row for each validation
+    resumed_from: list[int] = field(default_factory=list)  # steps
 
 
 class Run:
@@ -147,9 +120,7 @@ class Run:
             make_gradients_dense(self.model)
         set_train_mode(self.model, config.freeze_batchnorm)
         self.network: Any = torch.compile(self.model) if self.options.compile else self.model
-        if self.world.size > 1:
-            index = None if self.device.index is None else [self.device.index]
-            self.network = DistributedDataParallel(self.network, device_ids=index, **OWN_BUFFERS)
+        self.network = self.world.wrap(self.network, self.device)
         self.loss = MultiScaleLoss(CombinedLoss(config.loss, config.loss_options))
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -159,6 +130,8 @@ class Run:
         if self.options.resume:
             self.restore(load_checkpoint(self.checkpoint_path))
         if self.world.writes:
+            for unfinished in out.glob(".*.part"):  # of a process that was killed
+                unfinished.unlink()
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.toml").write_text(to_toml(config), encoding="utf-8")
             write_json(out / "sources.json", sources.record())
@@ -173,6 +146,10 @@ class Run:
         if config.sizes:
             return config.sizes[draw_integer(config.seed, step, len(config.sizes))]
         return config.size
+
+    def rate(self) -> float:
+        """Return the learning rate of the last step."""
+        return learning_rate(self.config, self.state.step - 1, self.steps)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs."""
@@ -263,14 +240,11 @@ class Run:
                 images += config.batch_size
 
                 speed = images / seconds
-                log.advance(
-                    f"loss {state.loss or math.nan:.3f}, {speed:.1f} images/s, {self.memory():.1f} GiB"
-                )
+                memory = peak_memory(self.device)
+                log.advance(f"loss {state.loss or math.nan:.3f}, {speed:.1f} images/s, {memory:.1f} GiB")
                 if state.step % LOG_EVERY == 0:
-                    rate = learning_rate(config, state.step - 1, self.steps)
-                    log.scalars(
-                        state.step, {"train/loss": loss, "train/lr": rate, "train/images_per_s": speed}
-                    )
+                    scalars = {"loss": loss, "lr": self.rate(), "images_per_s": speed}
+                    log.scalars(state.step, {f"train/{key}": value for key, value in scalars.items()})
                 # Also before a validation, so that its failure loses no step.
                 if state.step % config.checkpoint_every == 0 or self.validation_is_due():
                     self.save()
@@ -282,13 +256,6 @@ class Run:
                 name = interruption.name or "another process"
                 log.line(f"{name}: saved at step {state.step}; continue with --resume", error=True)
         return self.metrics()
-
-    def memory(self) -> float:
-        """Return the peak memory in GiB of the GPU, or of the process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**30
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
     def validation_is_due(self) -> bool:
         """Whether the weights of this step are to be validated and have not been."""
@@ -309,9 +276,8 @@ class Run:
             results, _ = evaluate(predict, split, size, protocol, progress=False)
             chosen = sorted({i * len(split) // PANELS for i in range(PANELS)})
             samples = make_samples(predict, split, chosen, size, protocol) if log.writer else []
-        metrics, rate = results["per_image"], learning_rate(config, state.step - 1, self.steps)
-        row = {"step": state.step, "loss": state.loss, "images_per_s": images_per_s, "lr": rate, **metrics}
-        state.history.append(row)
+        metrics, known = results["per_image"], {"step": state.step, "loss": state.loss, "lr": self.rate()}
+        state.history.append({**known, "images_per_s": images_per_s, **metrics})
         # Metrics at the smaller size of the warm-up say nothing about the final one.
         best = state.best_val_abs_rel
         if not warming and (best is None or metrics["abs_rel"] < best):
@@ -323,7 +289,9 @@ class Run:
             + (f", {state.skipped} batches skipped" if state.skipped else "")
         )
         log.scalars(state.step, {f"val/{key}": value for key, value in metrics.items()})
-        log.scalars(state.step, {"train/memory_gib": self.memory(), "train/skipped": state.skipped})
+        log.scalars(
+            state.step, {"train/memory_gib": peak_memory(self.device), "train/skipped": state.skipped}
+        )
         log.images(state.step, {f"val/{sample.key}": strip(sample) for sample in samples})
 
     def trained(self) -> DepthModel:

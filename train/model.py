@@ -72,9 +72,7 @@ def set_train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
 def add_stochastic_depth(model: DepthModel, probability: float) -> int:
     """Skip residual blocks of the encoder for random samples during training; return the number of blocks.
 
-    Args:
-        model: changed in place; its state dict stays as it is.
-        probability: of skipping the last block; it rises linearly from the first.
+    ``probability`` is that of the last block; it rises linearly from the first.
     """
     blocks = [
         module.block if isinstance(module, InvertedResidual) else module.bn3

@@ -52,19 +52,13 @@ class OnnxNetwork:
         return torch.from_numpy(depth)
 
     def working_size(self, requested: tuple[int, int] | None) -> tuple[int, int]:
-        """Return the size to work at.
-
-        Raises:
-            ValueError: the file does not take the requested one.
-        """
+        """Return the size to work at; a ValueError if the file does not take the requested one."""
         if self.fixed and requested not in (None, self.size):
-            own, other = (f"{height}x{width}" for height, width in (self.size, requested or self.size))
-            raise ValueError(f"this file takes {own} only, not {other}")
-        return requested or self.size
+            raise ValueError(f"this file takes {self.size} only, not {requested}")
+        return self.size if requested is None else requested
 
 
 def _decode(text: str) -> Any:
-    """Decode JSON; other text stays as it is."""
     try:
         return json.loads(text)
     except ValueError:
@@ -81,11 +75,7 @@ def runs_on(device: torch.device) -> bool:
 
 
 def open_session(path: Path, device: torch.device) -> Any:
-    """Return an ``onnxruntime.InferenceSession`` that runs on ``device``.
-
-    Raises:
-        ValueError: onnxruntime is not installed, or cannot load the file on the device.
-    """
+    """Return an ``onnxruntime.InferenceSession`` that runs on ``device``; a ValueError if there can be none."""
     try:
         import onnxruntime
     except ModuleNotFoundError:

@@ -53,13 +53,10 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
-    """Return the order of an epoch in which each sample occurs as often as its weight says.
+    """Return the order of an epoch in which a sample of weight w among n of sum 1 occurs floor(n w) or ceil(n w) times.
 
-    Systematic resampling: a sample of weight w among n of sum 1 occurs floor(n w) or ceil(n w) times.
-
-    Returns:
-        int64 (n,): the sample's index, plus n for each earlier occurrence, so that a repetition is augmented
-        differently.
+    The result, int64 (n,), holds the sample's index, plus n for each earlier occurrence, so that a repetition is
+    augmented differently.
     """
     random, count = generator(seed, 0, epoch), len(weights)
     ends = np.cumsum(weights) * (count / weights.sum())
@@ -70,15 +67,10 @@ def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
 
 
 def rarity(medians: np.ndarray, power: float, bandwidth: float = 0.1) -> np.ndarray:
-    """Return sampling weights that favor frames of a rare median depth.
+    """Return sampling weights that favor frames of a rare median depth: the inverse density to a power.
 
-    Args:
-        medians: (n,) ln of the median depth of each frame; NaN for a frame without valid depth.
-        power: 0 weights all frames equally, 1 by the inverse density of ``medians``.
-        bandwidth: of the Gaussian kernel that estimates the density.
-
-    Returns:
-        float64 (n,) between 1/5 and 5 times the weight of the median frame.
+    ``medians`` (n,) are logarithms, NaN for a frame without valid depth; the density is estimated with a Gaussian
+    kernel. The weights are between 1/5 and 5 times that of the median frame.
     """
     known = medians[np.isfinite(medians)]
     if not known.size:

@@ -24,15 +24,15 @@ from train.published_results import COLUMNS, RESULTS, format_metric
 from train.samples import Pixels, Sample, Tile, make_samples, tiles
 from train.shards import ShardDataset
 
-# Key of the history, title, unit.
-CURVES = (
-    ("loss", "training loss", ""),
-    ("abs_rel", "validation AbsRel", ""),
-    ("rmse", "validation RMSE", "m"),
-    ("d1", "validation d1", ""),
-    ("lr", "learning rate", ""),
-    ("images_per_s", "images/s", ""),
-)
+# Title of a curve by its key in the history.
+CURVES = {
+    "loss": "training loss",
+    "abs_rel": "validation AbsRel",
+    "rmse": "validation RMSE, m",
+    "d1": "validation d1",
+    "lr": "learning rate",
+    "images_per_s": "images/s",
+}
 WIDTH, HEIGHT = 320, 190  # of a curve, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 24, 24
 # The page may fetch nothing, whatever a key or a recipe contains.
@@ -79,15 +79,6 @@ summary { cursor: pointer; font-weight: 600; margin: 1.5rem 0 .5rem; }
 def report_run(run: Path, dataset: ShardDataset, device: torch.device, progress: bool = True) -> Path:
     """Write ``report.html`` into the folder of a run, with frames and metrics of its best weights if it has any.
 
-    Args:
-        run: the folder, with ``metrics.json``.
-        dataset: the split to evaluate on.
-        device: on which to evaluate.
-        progress: show a progress bar on a terminal.
-
-    Returns:
-        The path of the report.
-
     Raises:
         ValueError: no ``metrics.json`` in the folder, or a frame that cannot be decoded.
         OSError: the report cannot be written.
@@ -108,14 +99,7 @@ def report_run(run: Path, dataset: ShardDataset, device: torch.device, progress:
 def choose_samples(
     predict: Predict, dataset: ShardDataset, size: tuple[int, int], protocol: str, rows: Tensor, each: int = 2
 ) -> list[Sample]:
-    """Return the best, the median and the worst frames of a split by AbsRel, ``each`` of them, none twice.
-
-    Args:
-        predict, dataset, size: see ``train.evaluation.predict_frames``.
-        protocol: "eigen" or "full".
-        rows: (N, 9) metrics of each frame, from ``evaluate``.
-        each: frames of each kind.
-    """
+    """Return the best, the median and the worst frames of a split by AbsRel, ``each`` of them, none twice."""
     order = ranked(rows)
     middle = max(0, (len(order) - each) // 2)
     groups = {"best": order[:each], "median": order[middle : middle + each], "worst": order[::-1][:each]}
@@ -152,25 +136,17 @@ def write_report(
     results: dict[str, dict[str, float]] | None = None,
     about: str = "",
 ) -> Path:
-    """Write ``report.html`` into the folder of a run.
+    """Write ``report.html`` from what the folder of a run holds, some frames, and the metrics of its best weights.
 
-    Args:
-        run: the folder, with ``metrics.json``, and ``config.toml`` and ``model.safetensors`` if they exist.
-        samples: frames to show.
-        results: metrics of the run's best weights; else the best validation is shown.
-        about: what ``results`` are of, such as "95 val frames, eigen, 192x256".
-
-    Raises:
-        ValueError: no ``metrics.json``.
-        OSError: the report cannot be written.
+    Without ``results`` the best validation is shown; ``about`` says what they are of ("95 val frames, eigen").
     """
     metrics, config, weights = read_metrics(run), run / "config.toml", run / "model.safetensors"
     card = read_metadata(weights) if weights.is_file() else {}
-    history = [row for row in metrics["history"] if isinstance(row, dict)]
-    best = best_row(history)
+    history: list[Row] = metrics["history"]
+    best = min(history, key=lambda row: row["abs_rel"], default=None)
     body = [
         *_head(run.resolve().name, metrics, card, best),
-        *_curves(metrics, history, best),
+        *_curves(metrics, best),
         *_frames(samples, about),
         *_comparison(best, results, about),
         *_history(history, best),
@@ -190,62 +166,42 @@ def write_report(
     return run / "report.html"
 
 
-def number(value: Any) -> float:
-    """Return a finite float, or NaN for anything else that a file may hold."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
-def best_row(history: Sequence[Row]) -> Row | None:
-    """Return the validation of lowest AbsRel, if there is any."""
-    rows = [row for row in history if not math.isnan(number(row.get("abs_rel")))]
-    return min(rows, key=lambda row: number(row["abs_rel"])) if rows else None
-
-
 def _head(name: str, metrics: Row, card: Row, best: Row | None) -> Iterator[str]:
-    step, steps = metrics.get("step", "?"), metrics.get("steps", "?")
-    resumed = ", ".join(str(at) for at in metrics.get("resumed_from") or [])
-    status = f"step {step} of {steps}" + (f", resumed from step {resumed}" if resumed else ", never resumed")
-    yield f"<header><h1>{escape(name)}</h1><p>{escape(status)}</p>"
-    parameters, dataset = card.get("parameters"), card.get("dataset")
-    source = dataset.get("source") if isinstance(dataset, dict) else dataset
-    trained = card.get("trained_on")
-    versions = card.get("versions")
-    facts = [
-        card.get("model"),
-        f"{parameters / 1e6:.2f}M parameters" if isinstance(parameters, int) else None,
-        f"trained on {source}" if source else None,
-        str(trained.get("device")) if isinstance(trained, dict) and trained.get("device") else None,
-        f"commit {str(card['commit'])[:12]}" if card.get("commit") else None,
-        ", ".join(f"{key} {value}" for key, value in versions.items())
-        if isinstance(versions, dict)
-        else None,
-    ]
-    yield f'<p class="soft">{escape(" · ".join(str(fact) for fact in facts if fact))}</p>'
+    resumed = ", ".join(map(str, metrics["resumed_from"]))
+    status = f", resumed from step {resumed}" if resumed else ", never resumed"
+    yield f"<header><h1>{escape(name)}</h1><p>step {metrics['step']} of {metrics['steps']}{status}</p>"
+    if card:
+        facts = [
+            card["model"],
+            f"{card['parameters'] / 1e6:.2f}M parameters",
+            f"trained on {card['dataset']['source']}",
+            card["trained_on"]["device"],
+            f"commit {card['commit'][:12]}",
+            ", ".join(f"{key} {value}" for key, value in card["versions"].items()),
+        ]
+        yield f'<p class="soft">{escape(" · ".join(facts))}</p>'
     if best:
         yield '<div class="keys">'
         for key, title in COLUMNS.items():
             unit = " m" if key == "rmse" else ""
-            yield f"<div><span class='soft'>validation {title}</span><b>{number(best.get(key)):.3f}{unit}</b></div>"
-        yield f"<div><span class='soft'>best at step</span><b>{escape(str(best.get('step', '?')))}</b></div>"
-        yield f"<div><span class='soft'>images/s</span><b>{number(best.get('images_per_s')):.1f}</b></div></div>"
+            yield f"<div><span class='soft'>validation {title}</span><b>{best[key]:.3f}{unit}</b></div>"
+        yield f"<div><span class='soft'>best at step</span><b>{best['step']}</b></div>"
+        yield f"<div><span class='soft'>images/s</span><b>{best['images_per_s']:.1f}</b></div></div>"
     yield "</header>"
 
 
-def _curves(metrics: Row, history: Sequence[Row], best: Row | None) -> Iterator[str]:
+def _curves(metrics: Row, best: Row | None) -> Iterator[str]:
     yield "<h2>Curves</h2>"
-    drawn = []
-    for key, title, unit in CURVES:
-        points = [(number(row.get("step")), number(row.get(key))) for row in history]
-        if points := [point for point in points if not any(map(math.isnan, point))]:
-            last = number(metrics.get("step"))
-            end = max(points[-1][0], 1) if math.isnan(last) else max(last, points[-1][0], 1)
-            resumed = [number(step) for step in metrics.get("resumed_from") or []]
-            drawn.append(_svg(f"{title}, {unit}" if unit else title, points, end, resumed, best))
-    if drawn:
-        yield f'<div class="curves">{"".join(drawn)}</div>'
-        yield "<p class='soft'>over steps; the large dot is the best validation, a dashed line a resumption</p>"
-    else:
+    if best is None:
         yield "<p class='soft'>no validation yet</p>"
+        return
+    yield '<div class="curves">'
+    for key, title in CURVES.items():
+        points = [(row["step"], row[key]) for row in metrics["history"] if row[key] is not None]
+        if points:
+            yield _svg(title, points, max(metrics["step"], 1), metrics["resumed_from"], best["step"])
+    yield "</div>"
+    yield "<p class='soft'>over steps; the large dot is the best validation, a dashed line a resumption</p>"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -260,7 +216,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _svg(
-    title: str, points: Sequence[tuple[float, float]], end: float, resumed: Sequence[float], best: Row | None
+    title: str, points: Sequence[tuple[float, float]], end: float, resumed: Sequence[float], best: float
 ) -> str:
     """Draw one curve over the steps 0 to ``end``, in the colors of the page."""
     values = [value for _, value in points]
@@ -288,7 +244,7 @@ def _svg(
     line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
     parts.append(f'<polyline class="curve" points="{line}"/>')
     for step, value in points:
-        marked = ' class="best" r="4.5"' if best and step == best.get("step") else ' r="2.5"'
+        marked = ' class="best" r="4.5"' if step == best else ' r="2.5"'
         place = f'cx="{x(step):.1f}" cy="{y(value):.1f}"'
         parts.append(f"<circle{marked} {place}><title>step {step:g}: {value:.4g}</title></circle>")
     label = f"{title}: {values[0]:.4g} to {values[-1]:.4g}"
@@ -341,7 +297,7 @@ def _comparison(best: Row | None, results: dict[str, dict[str, float]] | None, a
         return
     yield f"<h2>Metrics</h2><p class='soft'>{escape(about or 'best validation of the run')}</p>"
     rows = [
-        _row([way.replace("_", "-"), *(f"{number(metrics.get(name)):.3f}" for name in METRICS)], "ours")
+        _row([way.replace("_", "-"), *(f"{metrics[name]:.3f}" for name in METRICS)], "ours")
         for way, metrics in own.items()
     ]
     yield _table(["averaged", *METRICS], rows)
@@ -349,10 +305,7 @@ def _comparison(best: Row | None, results: dict[str, dict[str, float]] | None, a
         "<h3>To compare with</h3><p class='soft'>Per-image metrics on the 654 test frames of NYU Depth V2, "
         "Eigen protocol; other frames compare only roughly.</p>"
     )
-    this = own.get("per_image", {})
-    rows = [
-        _row(["this run", *(f"{number(this.get(key)):.3f}".removeprefix("0") for key in COLUMNS)], "ours")
-    ]
+    rows = [_row(["this run", *(format_metric(own["per_image"][key]) for key in COLUMNS)], "ours")]
     for title, published in RESULTS.items():
         rows.append(f'<tr class="section"><td colspan="{1 + len(COLUMNS)}">{escape(title)}</td></tr>')
         rows += [_row([name, *map(format_metric, metrics)]) for name, metrics in published.items()]
@@ -363,14 +316,11 @@ def _history(history: Sequence[Row], best: Row | None) -> Iterator[str]:
     if not history:
         return
     keys = ["step", "loss", *METRICS, "lr", "images_per_s"]
-    keys = [key for key in keys if any(key in row for row in history)]
-    rows = [
-        _row([_cell(key, row.get(key)) for key in keys], "best" if row is best else "") for row in history
-    ]
+    rows = [_row([_cell(key, row[key]) for key in keys], "best" if row is best else "") for row in history]
     yield f"<details><summary>All {len(history)} validations</summary>{_table(keys, rows)}</details>"
 
 
-def _cell(key: str, value: Any) -> str:
-    if key == "step":
-        return str(value)
-    return f"{number(value):.3g}" if key in ("lr", "images_per_s") else f"{number(value):.4f}"
+def _cell(key: str, value: float | None) -> str:
+    if value is None or key == "step":
+        return "-" if value is None else str(value)
+    return f"{value:.3g}" if key in ("lr", "images_per_s") else f"{value:.4f}"

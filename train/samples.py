@@ -21,25 +21,15 @@ UNCOUNTED = 0.35  # brightness of the image where the error is not counted
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One frame, its target and its prediction.
-
-    Attributes:
-        key: of the sample.
-        image: (H, W, 3) uint8 RGB.
-        target: (H, W) float32 metres, 0 where unknown.
-        prediction: (H, W) float32 metres.
-        metrics: by the names of ``METRICS``.
-        counted: (H, W) bool, the pixels that the metrics are of.
-        role: why the frame is shown, such as "worst".
-    """
+    """One frame, its target and its prediction."""
 
     key: str
-    image: Pixels
-    target: NDArray[np.float32]
-    prediction: NDArray[np.float32]
-    metrics: dict[str, float]
-    counted: NDArray[np.bool_]
-    role: str = ""
+    image: Pixels  # (H, W, 3) RGB
+    target: NDArray[np.float32]  # (H, W) metres, 0 where unknown
+    prediction: NDArray[np.float32]  # (H, W) metres
+    metrics: dict[str, float]  # by the names of METRICS
+    counted: NDArray[np.bool_]  # (H, W), the pixels that the metrics are of
+    role: str = ""  # why the frame is shown, such as "worst"
 
     def title(self) -> str:
         """Return "worst: 0123, AbsRel 0.512, RMSE 1.204 m, d1 0.310"."""
@@ -66,14 +56,7 @@ def make_samples(
     roles: Sequence[str] | None = None,
     exact: bool = False,
 ) -> list[Sample]:
-    """Predict some frames to show them.
-
-    Args:
-        predict, dataset, size, exact: see ``train.evaluation.predict_frames``.
-        indices: of the frames.
-        protocol: "eigen" or "full".
-        roles: of the frames, as many as there are indices.
-    """
+    """Predict some frames to show them; see ``train.evaluation.predict_frames``."""
     samples: list[Sample] = []
     counting = protocol_for(dataset, protocol)
     names = [""] * len(indices) if roles is None else roles

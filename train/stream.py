@@ -38,12 +38,7 @@ def is_remote(data: str | Path) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:|file:/", str(data)) is not None
 
 
-def webdataset() -> Any:
-    """Import webdataset.
-
-    Raises:
-        DatasetError: it is not installed.
-    """
+def _webdataset() -> Any:
     try:
         import webdataset
     except ModuleNotFoundError:
@@ -54,13 +49,9 @@ def webdataset() -> Any:
 
 
 def read_url(url: str) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    """Return the content of a file; a DatasetError if it cannot be read."""
     try:
-        with webdataset().gopen(url, "rb") as file:
+        with _webdataset().gopen(url, "rb") as file:
             content: bytes = file.read()
     except (OSError, ValueError) as error:
         raise DatasetError(f"{url} cannot be read: {_reason(error)}") from None
@@ -69,25 +60,16 @@ def read_url(url: str) -> bytes:
 
 def _reason(error: Exception) -> str:
     # webdataset's own message is the whole command line with the exit code at its end.
-    code = re.search(r": exit (\d+) \(read\)", str(error))
-    if code is None:
-        return one_line(error)
-    return f"its command ended with exit code {code[1]}" + (
-        ", an HTTP error such as 404" if code[1] == "22" else ""
-    )
+    if code := re.search(r": exit (\d+) \(read\)", str(error)):
+        http = ", an HTTP error such as 404" if code[1] == "22" else ""
+        return f"its command ended with exit code {code[1]}{http}"
+    # It appends what it was reading to the arguments.
+    return one_line(error) if isinstance(error, OSError) else str(error.args[0])
 
 
 class RemoteSplit:
-    """One split of a data set behind a URL.
-
-    Args:
-        url: of the data set.
-        split: "train", "val" or "test".
-
-    Attributes:
-        description: the bytes of ``dataset.json``; ``info`` is its content.
-        focal_px: focal length of the stored frames, pixels.
-        shards: of the split.
+    """One split of a data set behind a URL: ``description`` and ``info``, the bytes and the content of its
+    ``dataset.json``, and ``shards``.
 
     Raises:
         DatasetError: it cannot be read, is no data set, or has no such split.
@@ -113,12 +95,7 @@ class RemoteSplit:
 
 
 def copy_split(url: str, split: str, folder: Path) -> None:
-    """Copy one split into a folder; shards that are there already are kept.
-
-    Raises:
-        DatasetError: it cannot be read, or a shard does not have the digest of ``dataset.json``.
-        OSError: it cannot be written.
-    """
+    """Copy one split into a folder; shards that are there already are kept, others are verified."""
     remote = RemoteSplit(url, split)
     files: list[tuple[str, bytes]] = []
     for shard in tqdm(remote.shards, f"copying {split}", unit="shard", disable=None):
@@ -142,17 +119,7 @@ class RemoteStream:
 
     An epoch visits the shards in a random order, each in one process, and draws samples from a buffer. The stream
     only moves forward: batches are read in the order of their positions, and the last ``RECENT`` can be read again.
-
-    Args:
-        split: to be read.
-        seed: of the order and the draws.
-        world: the processes.
-        position: of the first sample, over all processes. A stream that does not start at 0 starts with the shard
-            that holds this sample, and says so.
-        workers: threads that decode.
-
-    Raises:
-        DatasetError: more processes than shards.
+    It starts with the shard that holds the sample at ``position``, counted over all processes.
     """
 
     def __init__(
@@ -169,7 +136,7 @@ class RemoteStream:
         self._recent: dict[int, Batch] = {}
 
     def _read(self, position: int) -> Iterator[dict[str, Any]]:
-        wds, shards = webdataset(), self.split.shards
+        wds, shards = _webdataset(), self.split.shards
         epoch, skipped = divmod(position, len(self.split))
         while True:
             order = permutation(self.seed, epoch, len(shards))
@@ -195,11 +162,7 @@ class RemoteStream:
         return key, *as_tensors(*decode(image, depth, url, key))
 
     def batch(self, position: int, count: int) -> Batch:
-        """Return the next ``count`` samples of this process, or those given before for the same position.
-
-        Raises:
-            DatasetError: a shard cannot be read or a sample cannot be decoded.
-        """
+        """Return the next ``count`` samples of this process, or those given before for the same position."""
         if position not in self._recent:
             loading = self._next or self._reader.submit(self._load, count)
             keys, images, depths = zip(*loading.result(), strict=True)

@@ -56,13 +56,15 @@ def write_frames(out: Path, name: str, size: tuple[int, int], counts: dict[str, 
 def rooms_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 frames of 48x64: 22 train, 1 val, 1 test."""
     out = tmp_path_factory.mktemp("data") / "rooms"
-    return write_frames(out, "room", (48, 64), {"val": 1, "test": 1, "train": 22}, source="rooms", terms="MIT")
+    return write_frames(
+        out, "room", (48, 64), {"val": 1, "test": 1, "train": 22}, source="rooms", terms="MIT"
+    )
 
 
 @pytest.fixture(scope="session")
 def nyu_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frames of 480x640 that say that they are of NYU Depth V2: 2 val, 3 test, 4 train."""
-    out, counts = tmp_path_factory.mktemp("data") / "nyu", {"val": 2, "test": 3, "train": 4}
+    """Frames of 480x640 that say that they are of NYU Depth V2: 2 val, 2 test, 4 train."""
+    out, counts = tmp_path_factory.mktemp("data") / "nyu", {"val": 2, "test": 2, "train": 4}
     camera = {"camera": "Kinect v1", "terms": "research use"}
     return write_frames(out, "nyu", (480, 640), counts, source="nyu-labelled", truth="filled", **camera)
 
@@ -124,12 +126,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights_file(tmp_path: Path) -> Path:
     """Weights as a run leaves them; working size 64x96."""
     torch.manual_seed(0)
-    model = create_model("unet_mobilenet_v3", weights=None)
+    model = create_model("unet", weights=None, width=4)
     path = tmp_path / "some.safetensors"
     card = {
         "model": model.name,
         "tag": "nyu",
-        "arguments": {},
         "size": [64, 96],
         "terms": "of the train data",
     }

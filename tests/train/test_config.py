@@ -154,7 +154,10 @@ def test_names_of_older_recipes_are_read(tmp_path: Path) -> None:
         ("lr = nan", "lr = NaN: expected a finite number"),
         ("clip = inf", "clip = Infinity: expected a finite number"),
         ("warmup = 1.5", "warmup = 1.5: expected 0 <= warmup < 1"),
-        ("[teacher]\nshare = 1.0", "key 'teacher' is of an older depthzoo, .* python -m train.prepare pseudo"),
+        (
+            "[teacher]\nshare = 1.0",
+            "key 'teacher' is of an older depthzoo, .* python -m train.prepare pseudo",
+        ),
         ("patience = 3", "key 'patience' is of an older depthzoo"),
         ("[augment]\ncutdepth = 0.3", "key 'augment.cutdepth' is of an older depthzoo"),
         ("mix = [0.5, 0.5]", r"mix = \[0.5, 0.5\]: expected fractions, in sum below 1"),

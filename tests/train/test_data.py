@@ -66,7 +66,9 @@ def test_frames_go_to_a_gpu_that_is_large_enough(
     """22 frames of 48x64 are 337,920 bytes at 5 bytes a pixel; "auto" takes at most half of what is free."""
     gpu, used, empty = torch.device("cuda"), [], torch.empty
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    monkeypatch.setattr(torch, "empty", lambda *size, device, **kind: used.append(device) or empty(*size, **kind))
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, device, **kind: used.append(device) or empty(*size, **kind)
+    )
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
     decode_frames(ShardDataset(rooms_set, "train"), gpu, cache=cache)
     assert used == [gpu if resident else None]
@@ -100,13 +102,17 @@ def test_weighted_frames_are_repeated_with_other_draws() -> None:
     assert len(twice) >= 3 and not (batch.draws[twice[0]] == batch.draws[twice[1]]).any()
 
 
-def test_a_batch_mixes_its_data_sets(rooms_set: Path, small_shards: Path, nyu_set: Path, tmp_path: Path) -> None:
+def test_a_batch_mixes_its_data_sets(
+    rooms_set: Path, small_shards: Path, nyu_set: Path, tmp_path: Path
+) -> None:
     data = open_data(nyu_set, tmp_path, further=(rooms_set, small_shards), batch_size=8, mix=(0.25, 0.5))
     image, depth, mask, keys = data.batch(0, (48, 64))
     assert [key.split("-")[0] for key in keys] == ["nyu"] * 2 + ["room"] * 6
     assert image.shape == (8, 3, 64, 64) and depth.shape == mask.shape == (8, 1, 64, 64)
     # Orders of their own: the two sets of rooms hold the same frames.
-    assert keys[2:4] != keys[4:6] and data.describe()["mixed_with"] == [{"source": "rooms", "terms": "MIT"}] * 2
+    assert (
+        keys[2:4] != keys[4:6] and data.describe()["mixed_with"] == [{"source": "rooms", "terms": "MIT"}] * 2
+    )
 
 
 def test_batches_keep_the_aspect_of_the_frames(rooms_set: Path, tmp_path: Path) -> None:
@@ -118,7 +124,9 @@ def test_batches_keep_the_aspect_of_the_frames(rooms_set: Path, tmp_path: Path) 
 
 def test_frames_can_be_limited(rooms_set: Path, tmp_path: Path) -> None:
     data = open_data(rooms_set, tmp_path, frames=5, batch_size=2)
-    assert data.epoch_steps == 3 and len({k for step in range(10) for k in data.batch(step, (32, 32))[3]}) == 5
+    assert (
+        data.epoch_steps == 3 and len({k for step in range(10) for k in data.batch(step, (32, 32))[3]}) == 5
+    )
 
 
 def test_balance_draws_rare_depths_more_often(rooms_set: Path, tmp_path: Path) -> None:
@@ -127,7 +135,9 @@ def test_balance_draws_rare_depths_more_often(rooms_set: Path, tmp_path: Path) -
         assert len(set(plain.batch(step, (32, 32))[3])) == 22 > len(set(balanced.batch(step, (32, 32))[3]))
 
 
-def test_processes_share_the_batch_of_one(rooms_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_batch_of_one(
+    rooms_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(World, "barrier", lambda self: None)
     whole = open_data(rooms_set, tmp_path)
     halves = [open_data(rooms_set, tmp_path, World(rank, 2, 0)) for rank in range(2)]
@@ -197,9 +207,15 @@ def truncate(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no data set at .*: no such folder"),
-    "no description": (lambda f: (f / "dataset.json").unlink(), "dataset.json is missing; run python -m train.prepare"),
+    "no description": (
+        lambda f: (f / "dataset.json").unlink(),
+        "dataset.json is missing; run python -m train.prepare",
+    ),
     "truncated": (lambda f: truncate(f / "train-000002.tar"), r"train-000002\.tar has"),
-    "no shard": (lambda f: (f / "train-000001.tar").unlink(), r"train-000001\.tar is missing; dataset.json names it"),
+    "no shard": (
+        lambda f: (f / "train-000001.tar").unlink(),
+        r"train-000001\.tar is missing; dataset.json names it",
+    ),
     "empty": (lambda f: edit(f, lambda s: s["train"].update(count=0, shards=[])), "split 'train' is empty"),
     "no validation": (lambda f: edit(f, lambda s: s.pop("val")), "no split 'val'; it has: train"),
     "corrupt": (lambda f: corrupt(f, "train"), "sample 'room-.*' cannot be decoded: not a picture"),
@@ -209,7 +225,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "is not a 16-bit PNG but mode L",
     ),
     "another size": (
-        lambda f: rewrite(f, lambda image, depth: (*encode_image(image[:32]), encode_depth(depth[:32] / 1000))),
+        lambda f: rewrite(
+            f, lambda image, depth: (*encode_image(image[:32]), encode_depth(depth[:32] / 1000))
+        ),
         "is 32x64, others 48x64; prepare the data with --size",
     ),
 }

@@ -31,7 +31,13 @@ def stream(url: str, position: int = 0, world: World | None = None, seed: int = 
 
 @pytest.mark.parametrize(
     ("place", "remote"),
-    [("https://host/nyu", True), ("pipe:cat {}", True), ("file:/data", True), ("data/nyu", False), ("C:nyu", False)],
+    [
+        ("https://host/nyu", True),
+        ("pipe:cat {}", True),
+        ("file:/data", True),
+        ("data/nyu", False),
+        ("C:nyu", False),
+    ],
 )
 def test_a_url_is_not_a_folder(place: str, remote: bool) -> None:
     assert is_remote(place) == remote and not is_remote(Path("data"))
@@ -41,7 +47,11 @@ def test_a_url_is_not_a_folder(place: str, remote: bool) -> None:
 def test_an_epoch_has_every_sample_once_as_stored(
     scheme: str, small_shards: Path, serve: Callable[[Path], str]
 ) -> None:
-    url = {"http": lambda: serve(small_shards), "file": lambda: f"file:{small_shards}", "pipe": lambda: local(small_shards)}
+    url = {
+        "http": lambda: serve(small_shards),
+        "file": lambda: f"file:{small_shards}",
+        "pipe": lambda: local(small_shards),
+    }
     data, read = ShardDataset(small_shards, "train"), stream(url[scheme]())
     epochs = [[read.batch(epoch * COUNT + at, 11) for at in (0, 11)] for epoch in range(2)]
     keys = [[key for batch in epoch for key in batch.keys] for epoch in epochs]
@@ -78,7 +88,9 @@ def test_the_last_batches_can_be_read_again(small_shards: Path) -> None:
     assert all(read.batch(4 * step, 4) is batches[step] for step in range(8, 40))
 
 
-def test_validation_frames_are_copied_once(small_shards: Path, tmp_path: Path, serve: Callable[[Path], str]) -> None:
+def test_validation_frames_are_copied_once(
+    small_shards: Path, tmp_path: Path, serve: Callable[[Path], str]
+) -> None:
     out = tmp_path / "copy"
     for _ in range(2):
         copy_split(serve(small_shards), "val", out)
@@ -116,14 +128,18 @@ def drop_depth(folder: Path) -> None:
         (lambda f: (f / "dataset.json").unlink(), r"dataset\.json cannot be read: .*"),
         (lambda f: (f / "dataset.json").write_text("{}"), "does not describe depthzoo-shards"),
         (rename_shard, "dataset.json names a shard 'x; touch y.tar'"),
-        (lambda f: (f / "train-000002.tar").unlink(), r"train-000002\.tar cannot be read: .*exit code 1"),
-        (lambda f: (f / "train-000002.tar").write_bytes(b"no tar" * 999), r"train-000002\.tar cannot be read"),
+        (
+            lambda f: (f / "train-000002.tar").unlink(),
+            r"train-000002\.tar cannot be read: (empty file|.*exit code 1)$",
+        ),
+        (
+            lambda f: (f / "train-000002.tar").write_bytes(b"no tar" * 999),
+            r"train-000002\.tar cannot be read",
+        ),
         (drop_depth, r"train-000004\.tar: sample 'room-\d+' lacks its image or its depth\.png"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(
-    folder: Path, damage: Callable[[Path], object], says: str
-) -> None:
+def test_what_cannot_be_read_is_one_line(folder: Path, damage: Callable[[Path], object], says: str) -> None:
     damage(folder)
     with pytest.raises(DatasetError, match=says) as caught:
         stream(local(folder)).batch(0, COUNT)
@@ -131,7 +147,9 @@ def test_what_cannot_be_read_is_one_line(
 
 
 def test_an_http_error_says_so(small_shards: Path, serve: Callable[[Path], str]) -> None:
-    with pytest.raises(DatasetError, match=r"/nowhere/dataset\.json cannot be read: .*an HTTP error such as 404"):
+    with pytest.raises(
+        DatasetError, match=r"/nowhere/dataset\.json cannot be read: .*an HTTP error such as 404"
+    ):
         RemoteSplit(f"{serve(small_shards)}/nowhere", "train")
 
 
@@ -142,14 +160,18 @@ def test_webdataset_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_from_a_url(
-    small_shards: Path, sixty_steps: Path, serve: Callable[[Path], str], tmp_path: Path, train: Callable[..., int]
+    small_shards: Path,
+    sixty_steps: Path,
+    serve: Callable[[Path], str],
+    tmp_path: Path,
+    train: Callable[..., int],
 ) -> None:
     out, url = tmp_path / "run", serve(small_shards)
     given = ["--recipe", sixty_steps, "--data", url, "--out", out]
-    assert train(*given, "--max-steps", 20) == 0
-    assert train("--resume", "--out", out, "--max-steps", 40) == 0
+    assert train(*given, "--max-steps", 4) == 0
+    assert train("--resume", "--out", out, "--max-steps", 8) == 0
     state = load_checkpoint(out / "checkpoint.safetensors").state
-    assert state["resumed_from"] == [20] and [row["step"] for row in state["history"]] == [20, 40]
+    assert state["resumed_from"] == [4] and [row["step"] for row in state["history"]] == [4, 8]
     assert json.loads((out / "sources.json").read_text()) == {"data": url, "mix": []}
     assert train(*given, "--frames", 3, "--out", tmp_path / "other") == 2
     shutil.rmtree(out)
