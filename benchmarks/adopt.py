@@ -23,7 +23,7 @@ from benchmarks.measure.record import RESULTS, read_runs, store_run  # noqa: E40
 from benchmarks.stages.journal import JOURNAL, Journal  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
 from train.arguments import command  # noqa: E402
-from train.cards import store_output  # noqa: E402
+from train.cards import publish, store_output  # noqa: E402
 from train.shards import write_json  # noqa: E402
 
 # What tells one run from another, by question.
@@ -84,11 +84,14 @@ def adopt_weights(folder: Path) -> list[str]:
     if not manifest.is_file():
         return []
     said = []
-    for model, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
-        for tag, card in entry["tags"].items():
+    for model, entries in json.loads(manifest.read_text(encoding="utf-8")).items():
+        for tag, entry in entries.items():
+            card = json.loads(
+                (folder / "weights" / entry["file"]).with_suffix(".json").read_text(encoding="utf-8")
+            )
             before = zoo_weights.card(model, tag)["file"] if tag in zoo_weights.tags(model) else None
             home, file = zoo_weights.BUNDLED, folder / "weights" / card["file"]
-            zoo_weights.publish(file, card, home, zoo_weights.MANIFEST, default=tag == entry["default"])
+            publish(file, card, home, zoo_weights.MANIFEST, default=tag == next(iter(entries)))
             said.append(f"{card['file']}: AbsRel {card['metrics']['per_image']['abs_rel']:.3f}")
             if card["bytes"] > LARGE:
                 (home / card["file"]).unlink()

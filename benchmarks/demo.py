@@ -28,7 +28,7 @@ from PIL import Image  # noqa: E402
 import depthzoo  # noqa: E402
 from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.images import load_image  # noqa: E402
-from depthzoo.registry import MODELS  # noqa: E402
+from depthzoo.models import get_builder, list_models  # noqa: E402
 from export.run_onnx import OnnxDepth, Parser, save  # noqa: E402
 from export.to_onnx import export_onnx  # noqa: E402
 
@@ -45,7 +45,7 @@ def example() -> tuple[np.ndarray, np.ndarray | None, str]:
 
 def default_model() -> str:
     """The model to show: the better of those that have weights."""
-    known = zoo_weights.models_with_weights()
+    known = list_models(pretrained=True)
     return next((name for name in PREFERRED if name in known), PREFERRED[-1])
 
 
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.model or default_model()
     started = time.perf_counter()
     try:
-        MODELS.get(name)
+        get_builder(name)
         picture = (load_image(args.image), None, Path(args.image).name) if args.image else example()
         demonstrate(name, None if args.weights == "none" else args.weights, picture, args.out)
     except (ValueError, OSError) as error:

@@ -25,8 +25,12 @@ import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 
 from depthzoo import weights as zoo_weights  # noqa: E402
-from depthzoo.models import DepthModel  # noqa: E402
-from depthzoo.registry import MODELS, create_model  # noqa: E402
+from depthzoo.models import (  # noqa: E402
+    DepthModel,
+    create_model,
+    get_builder,
+    list_models,
+)
 from export.facts import working_size  # noqa: E402
 from export.latency import processor  # noqa: E402
 from export.to_onnx import export_onnx  # noqa: E402
@@ -107,10 +111,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     for name in args.names:
-        MODELS.get(name)
-    files = {
-        name: zoo_weights.find(name, "DEFAULT") for name in args.names or zoo_weights.models_with_weights()
-    }
+        get_builder(name)
+    files = {name: zoo_weights.find(name, "DEFAULT") for name in args.names or list_models(pretrained=True)}
     ShardDataset(args.data, args.split)
     if not args.out.parent.is_dir():
         raise ValueError(f"{args.out}: the folder {args.out.parent} does not exist")

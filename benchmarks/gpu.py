@@ -33,7 +33,7 @@ from benchmarks.stages.journal import Journal  # noqa: E402
 from benchmarks.stages.limited import GRACE, run_limited  # noqa: E402
 from benchmarks.stages.owed import owed  # noqa: E402
 from benchmarks.stages.plan import FULL, LIMIT, Plan, Stage  # noqa: E402
-from depthzoo.registry import closest  # noqa: E402
+from depthzoo.errors import suggest  # noqa: E402
 from train.arguments import command  # noqa: E402
 from train.pictures import find_pictures  # noqa: E402
 from train.shards import read_dataset  # noqa: E402
@@ -157,7 +157,7 @@ def chosen(plan: Plan, names: Sequence[str]) -> list[Stage]:
         return stages
     for name in names:
         if not fnmatch.filter([stage.name for stage in stages], name):
-            raise ValueError(f"unknown stage {name!r}: {closest(name, [stage.name for stage in stages])}")
+            raise ValueError(f"unknown stage {name!r}: {suggest(name, [stage.name for stage in stages])}")
     return [stage for stage in stages if any(fnmatch.fnmatchcase(stage.name, name) for name in names)]
 
 

@@ -34,8 +34,9 @@ from benchmarks.measure.networks import Network, networks  # noqa: E402
 from benchmarks.measure.peers import PEERS  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, read_runs, store_run  # noqa: E402
 from benchmarks.report.latency_report import report  # noqa: E402
+from depthzoo.errors import suggest  # noqa: E402
+from depthzoo.models import get_builder, list_models  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
-from depthzoo.registry import MODELS, closest  # noqa: E402
 from export.graph import ExportError  # noqa: E402
 from export.latency import PAUSE  # noqa: E402
 from export.run_onnx import Latency, OnnxError, interleave  # noqa: E402
@@ -211,18 +212,18 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     Raises:
         ValueError: with the reason.
     """
-    args.models = [] if args.models == ["none"] else args.models or MODELS.names()
+    args.models = [] if args.models == ["none"] else args.models or list_models()
     for name in args.models:
-        MODELS.get(name)
+        get_builder(name)
     args.peers = list(PEERS) if args.peers in ([], ["all"]) else [] if args.peers == ["none"] else args.peers
     for name in args.peers:
         if name not in PEERS:
-            raise ValueError(f"unknown peer {name!r}: {closest(name, PEERS)}")
+            raise ValueError(f"unknown peer {name!r}: {suggest(name, PEERS)}")
     here = [each for each in BACKENDS if backends.precisions_of(each, device.type)]
     args.backends = [each.replace("-", " ") for each in args.backends] if args.backends else here
     for name in args.backends:
         if name not in BACKENDS:
-            raise ValueError(f"unknown backend {name!r}: {closest(name, BACKENDS)}")
+            raise ValueError(f"unknown backend {name!r}: {suggest(name, BACKENDS)}")
     if not args.precisions:
         used = [backends.precisions_of(each, device.type) for each in (*args.backends, *args.peer_backends)]
         args.precisions = [each for each in PRECISIONS if any(each in some for some in used)]

@@ -26,7 +26,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from depthzoo.camera import CANONICAL_FOCAL  # noqa: E402
-from depthzoo.registry import closest, list_models  # noqa: E402
+from depthzoo.errors import suggest  # noqa: E402
+from depthzoo.models import list_models  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.cards import commit, versions  # noqa: E402
 from train.codec import encode_depth, encode_image  # noqa: E402
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     models = list_models()
     for name in args.names:
         if name not in models:
-            raise ValueError(f"unknown model {name!r}: {closest(name, models)}")
+            raise ValueError(f"unknown model {name!r}: {suggest(name, models)}")
     failed, state = 0, commit()
     with tempfile.TemporaryDirectory() as folder:
         write_frames(args.data, Path(folder), args.size)

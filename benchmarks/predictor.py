@@ -25,10 +25,9 @@ if not __package__:
 import torch  # noqa: E402
 
 from benchmarks.measure.record import RESULTS, facts, store_run  # noqa: E402
-from depthzoo import weights as zoo_weights  # noqa: E402
 from depthzoo.images import load_image  # noqa: E402
+from depthzoo.models import create_model, get_builder, list_models  # noqa: E402
 from depthzoo.predictor import Predictor, resize_depth, resize_image, select_device, working_size  # noqa: E402
-from depthzoo.registry import MODELS, create_model  # noqa: E402
 from export.latency import cuda_math  # noqa: E402
 from export.run_onnx import Latency, interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
@@ -57,7 +56,7 @@ def measure(
         A row for each thing timed: "what", "model", "size" (of the network's input), the latencies in milliseconds
         and, but for the steps, "over_forward": its median over the bare network's, less 1.
     """
-    known = name in zoo_weights.models_with_weights()
+    known = name in list_models(pretrained=True)
     model = create_model(name, weights="DEFAULT" if known else None)
     predictor = Predictor(model, device, size)
     pixels = load_image(picture)
@@ -129,9 +128,9 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints and stores."""
     if args.rounds < 3:
         raise ValueError(f"--rounds {args.rounds}: expected at least 3")
-    names = args.names or zoo_weights.models_with_weights()
+    names = args.names or list_models(pretrained=True)
     for name in names:
-        MODELS.get(name)
+        get_builder(name)
     device = select_device(args.device)
     out = args.out or RESULTS / f"predictor.{device.type}.json"
     if not out.parent.is_dir():

@@ -30,10 +30,11 @@ from torch import Tensor  # noqa: E402
 from benchmarks.measure.claims import ENCODERS, ROWS, judge  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, identity, read_runs, store_run  # noqa: E402
 from benchmarks.measure.structure import BESIDE, EDGES, LINES, PEAK, band_energy, edge_f1  # noqa: E402
+from depthzoo.errors import suggest  # noqa: E402
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics  # noqa: E402
+from depthzoo.models import create_model  # noqa: E402
 from depthzoo.predictor import resize_image, select_device  # noqa: E402
-from depthzoo.registry import closest, create_model  # noqa: E402
-from depthzoo.visualize import Pixels, colorize, near_far  # noqa: E402
+from depthzoo.visualize import Pixels, colorize, percentile_range  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.config import TrainConfig, load_recipe  # noqa: E402
 from train.engine import Run, RunOptions  # noqa: E402
@@ -220,7 +221,7 @@ def draw(args: argparse.Namespace, dataset: ShardDataset, width: int = 256) -> P
         tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         for name, model in models.items():
             depths[name] = model(resize_image(tensor, configs[name].size).float() / 255)[0, 0].numpy()
-        near, far = near_far(truth)
+        near, far = percentile_range(truth)
         row = [("picture", image)]
         row += [
             (name, colorize(np.clip(depth, 1e-3, None), near=near, far=far)) for name, depth in depths.items()
@@ -270,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     for name in args.rows:
         if name not in ROWS:
-            raise ValueError(f"unknown row {name!r}: {closest(name, ROWS)}")
+            raise ValueError(f"unknown row {name!r}: {suggest(name, ROWS)}")
     args.rows = sorted(set(args.rows), key=ROWS.index)
     args.device = select_device(args.device)
     args.out = args.out or RESULTS / f"reproduction.{args.device.type}.json"

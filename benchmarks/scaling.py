@@ -38,8 +38,8 @@ from benchmarks.measure.processes import train_together  # noqa: E402
 from benchmarks.measure.record import RESULTS, facts, is_stored, read_runs, store_run  # noqa: E402
 from benchmarks.measure.sample_set import about, frames_of, recipe, start_run, without_bars  # noqa: E402
 from benchmarks.measure.ways import TURN_SECONDS, Step, steps_in_turn, turn  # noqa: E402
+from depthzoo.models import create_model, get_builder  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
-from depthzoo.registry import MODELS, create_model  # noqa: E402
 from export.latency import cuda_math  # noqa: E402
 from export.run_onnx import interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
@@ -266,7 +266,7 @@ def fill(curve: Curve, args: argparse.Namespace, data: Path, device: torch.devic
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be measured."""
     for name in args.models:
-        MODELS.get(name)
+        get_builder(name)
     for flag, least in (("batches", 1), ("workers", 0), ("processes", 1)):
         values = getattr(args, flag)
         if values and min(values) < least:

@@ -38,8 +38,8 @@ from benchmarks.measure.record import RESULTS, facts, is_stored, read_runs, stor
 from benchmarks.measure.sample_set import about, frames_of, recipe  # noqa: E402
 from benchmarks.measure.seed_loop import write_files  # noqa: E402
 from benchmarks.measure.ways import TURN_SECONDS, WAYS, Step, Work, start, steps_in_turn, turn  # noqa: E402
+from depthzoo.models import get_builder, list_models  # noqa: E402
 from depthzoo.predictor import select_device  # noqa: E402
-from depthzoo.registry import MODELS, list_models  # noqa: E402
 from export.run_onnx import Latency, interleave  # noqa: E402
 from train.arguments import command, parse_size  # noqa: E402
 from train.shards import ShardDataset  # noqa: E402
@@ -233,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be measured."""
     for name in args.models:
-        MODELS.get(name)
+        get_builder(name)
     for flag in ("frames", "rounds", "seconds"):
         if not getattr(args, flag) > 0:
             raise ValueError(f"--{flag} {getattr(args, flag)}: expected more than 0")

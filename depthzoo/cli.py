@@ -1,6 +1,7 @@
 """The command ``depthzoo``: list the models, show one, predict depth for pictures."""
 
 import argparse
+import inspect
 import os
 import re
 import sys
@@ -11,15 +12,14 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 
-from depthzoo import catalog, visualize
+from depthzoo import __version__, visualize
+from depthzoo import weights as zoo_weights
 from depthzoo.camera import focal_length
 from depthzoo.colormaps import COLORMAPS
-from depthzoo.images import Pixels, load_with_focal
-from depthzoo.inputs import find_pictures, unique_stems
-from depthzoo.prediction import Prediction
-from depthzoo.predictor import DEFAULT_MODEL, Focal, predictor, select_device
-from depthzoo.registry import closest
-from depthzoo.version import __version__
+from depthzoo.errors import suggest
+from depthzoo.images import Pixels, find_images, load_with_focal, unique_stems
+from depthzoo.models import create_model, get_builder, list_models
+from depthzoo.predictor import DEFAULT_MODEL, Focal, Prediction, predictor, select_device
 
 # Kind of output: what is put after the picture's stem, and how it is written.
 OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], None]]] = {
@@ -155,7 +155,7 @@ def _fov(text: str) -> float:
 
 def _colormap(text: str) -> str:
     try:
-        visualize.palette(text)
+        visualize.colormap_lut(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -184,25 +184,25 @@ def _kinds(text: str) -> list[str]:
     kinds = list(dict.fromkeys(kind.strip() for kind in text.split(",") if kind.strip()))
     for kind in kinds:
         if kind not in OUTPUTS:
-            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: {closest(kind, OUTPUTS)}")
+            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: {suggest(kind, OUTPUTS)}")
     if not kinds:
         raise argparse.ArgumentTypeError(f"expected some of {', '.join(OUTPUTS)}")
     return kinds
 
 
 def _list(options: argparse.Namespace) -> int:
-    print(catalog.table(options.pattern))
+    print(_table(options.pattern))
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
-    print(catalog.describe(options.name))
+    print(_describe_model(options.name))
     return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
     device = select_device(options.device)
-    paths, failures = find_pictures(options.inputs, options.recursive)
+    paths, failures = find_images(options.inputs, options.recursive)
     if not paths:
         raise ValueError("; ".join(failures) or "no pictures")
     run = predictor(
@@ -291,3 +291,109 @@ def _describe(path: Path, prediction: Prediction, origin: str, written: list[Pat
         f"{path}: {depth.shape[1]}x{depth.shape[0]}, near {near:.2f} m, median {middle:.2f} m, "
         f"far {far:.2f} m, focal length {prediction.focal_px:.0f} px ({origin}) -> {', '.join(map(str, written))}"
     )
+
+
+def _table(pattern: str | None = None) -> str:
+    """One line a model: parameters, then of the default weights ("-" without) the file's size, the working size and
+    the metrics, then all tags, default first.
+
+    Raises:
+        ValueError: nothing matches the shell-style ``pattern``; has the closest names.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}: {suggest(pattern or '', list_models())}")
+    rows = [("NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS")]
+    for name in names:
+        tags = zoo_weights.tags(name)
+        card = zoo_weights.card(name) if tags else {}
+        means = card.get("metrics", {}).get("per_image", {})
+        rows.append(
+            (
+                name,
+                _number(_parameters(name), 1e-6, "M"),
+                _number(card.get("bytes"), 1e-6, " MB"),
+                "{}x{}".format(*card["size"]) if "size" in card else "-",
+                _number(means.get("abs_rel"), digits=3),
+                _number(means.get("d1"), digits=3),
+                ", ".join(tags) or "-",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        middle = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]))
+    return "\n".join(lines)
+
+
+def _describe_model(name: str) -> str:
+    """What a model is (its docstring's first part) and what the cards of its weights say.
+
+    Args:
+        name: of a model; or a path to a weights file or a run's folder, of whose model and card it is then.
+
+    Raises:
+        ValueError: unknown name, with the closest ones, or a file that cannot be read.
+    """
+    if name not in list_models() and zoo_weights.is_path(name, name):
+        path = zoo_weights.find("", Path(name))
+        model = zoo_weights.model_of(path)
+        return "\n\n".join([model, _summary(model), _lines([("weights", str(path)), *_facts(_card(path))])])
+    blocks = [name, _summary(name)]
+    tags = zoo_weights.tags(name)
+    if not tags:
+        blocks.append(_lines([("parameters", f"{_parameters(name):,}"), ("weights", "none yet")]))
+    for index, tag in enumerate(tags):
+        label = f"{tag} (default)" if index == 0 else tag
+        blocks.append(_lines([("weights", label), *_facts(zoo_weights.card(name, tag))]))
+    return "\n\n".join(blocks)
+
+
+def _summary(name: str) -> str:
+    return (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0]
+
+
+def _card(path: Path) -> dict[str, Any]:
+    return zoo_weights.read_metadata(path) | {"file": path.name, "bytes": path.stat().st_size}
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):  # no memory, no initialisation
+        return sum(p.numel() for p in create_model(name, weights=None).parameters())
+
+
+def _lines(facts: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{key:<12} {value}" for key, value in facts)
+
+
+def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "parameters" in card:
+        yield "parameters", f"{card['parameters']:,}"
+    if "bytes" in card:
+        yield "file", f"{card.get('file', '?')}, {card['bytes'] / 1e6:.1f} MB"
+    if "size" in card:
+        yield "size", "{}x{} (height x width), the working size".format(*card["size"])
+    if "depth_range" in card:
+        yield "depth", "{} to {} {}".format(*card["depth_range"], card.get("unit", "m"))
+    if camera := card.get("camera"):
+        yield (
+            "camera",
+            f"{camera.get('name', '?')}, focal length {camera['focal_px']} px at {camera['at_width']} px",
+        )
+    metrics = card.get("metrics", {})
+    if "protocol" in metrics:
+        yield "protocol", str(metrics["protocol"])
+    for averaging in ("per_image", "pooled"):
+        if averaging in metrics:
+            yield (
+                averaging,
+                ", ".join(f"{k} {v:.3f}" for k, v in metrics[averaging].items() if isinstance(v, float)),
+            )
+    for key in ("dataset", "recipe", "trained_on", "terms", "commit"):
+        if key in card:
+            yield key, str(card[key])
+
+
+def _number(value: float | None, scale: float = 1, unit: str = "", digits: int = 1) -> str:
+    return "-" if value is None else f"{value * scale:.{digits}f}{unit}"

@@ -6,13 +6,16 @@ a picture's valid pixels, then over the pictures that have any. With none it is 
 Values of the target outside the mask are never read, so they may be NaN.
 """
 
+import fnmatch
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthzoo.models.blocks import match_size
-from depthzoo.registry import create_loss, register_loss
+from depthzoo.errors import suggest
 
 MIN_LOG_DEPTH = 1e-3
 MIN_SQRT = 1e-6
@@ -55,6 +58,13 @@ def full_window(mask: Tensor) -> Tensor:
     return F.max_pool2d((~mask).float(), 3, stride=1) == 0
 
 
+def _resized(x: Tensor, target: Tensor) -> Tensor:
+    """``x`` at the size of ``target``, bilinear."""
+    if x.shape[-2:] == target.shape[-2:]:
+        return x
+    return F.interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class DepthLoss(nn.Module):
     """Base: checks, float32, masking, and the mean over pictures; a loss fills in :meth:`per_picture`."""
 
@@ -93,24 +103,61 @@ class DepthLoss(nn.Module):
         return torch.where(counts, values, 0).sum() / torch.where(count > 0, count, 1)
 
 
-@register_loss
-class mse(DepthLoss):  # noqa: N801 - losses are registered under their own names
+LOSSES: dict[str, type[DepthLoss]] = {}
+Loss = TypeVar("Loss", bound=type[DepthLoss])
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Register a loss class under ``name``. Used as a decorator: ``@register_loss("mse")``.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+
+    def register(loss: Loss) -> Loss:
+        if name in LOSSES:
+            raise ValueError(f"loss {name!r} is already registered, by {LOSSES[name].__module__}")
+        LOSSES[name] = loss
+        return loss
+
+    return register
+
+
+def list_losses(pattern: str | None = None) -> list[str]:
+    """Return the names of the registered losses in alphabetical order; ``pattern`` is shell-style."""
+    return sorted(name for name in LOSSES if pattern is None or fnmatch.fnmatchcase(name, pattern))
+
+
+def create_loss(name: str, **options: Any) -> DepthLoss:
+    """Build a loss by name, with the options of its class.
+
+    Raises:
+        ValueError: for an unknown name; the message suggests the closest ones.
+        TypeError: for an unknown option.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}: {suggest(name, LOSSES)}")
+    return LOSSES[name](**options)
+
+
+@register_loss("mse")
+class MSELoss(DepthLoss):
     """Mean squared error, square metres: mean e^2."""
 
     def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return masked_mean((target - prediction).square(), mask)
 
 
-@register_loss
-class l1(DepthLoss):  # noqa: N801
+@register_loss("l1")
+class L1Loss(DepthLoss):
     """Mean absolute error, metres: mean |e|."""
 
     def per_picture(self, prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return masked_mean((target - prediction).abs(), mask)
 
 
-@register_loss
-class berhu(DepthLoss):  # noqa: N801
+@register_loss("berhu")
+class BerHuLoss(DepthLoss):
     """Reverse Huber: |e| up to c, beyond it (e^2 + c^2) / (2c); c is ``share`` of the largest |e| of the batch.
 
     c is detached and, in distributed training, of the global batch. Source: Laina et al., "Deeper Depth
@@ -133,8 +180,8 @@ class berhu(DepthLoss):  # noqa: N801
         return masked_mean(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)), mask)
 
 
-@register_loss
-class gradient(DepthLoss):  # noqa: N801
+@register_loss("gradient")
+class GradientLoss(DepthLoss):
     """Mean |Sx e| + |Sy e| where the whole 3x3 window is valid; S is the plain Sobel kernel, not divided by 8.
 
     Source: Hu et al., "Revisiting Single Image Depth Estimation", WACV 2019.
@@ -154,8 +201,8 @@ class gradient(DepthLoss):  # noqa: N801
         return masked_mean(slope.sum(1, keepdim=True), full_window(mask))
 
 
-@register_loss
-class normal(DepthLoss):  # noqa: N801
+@register_loss("normal")
+class NormalLoss(DepthLoss):
     """Mean 1 - cos(n_d, n_p) of the surface normals n = (-Sx, -Sy, 1), where the whole 3x3 window is valid.
 
     Source: Hu et al., "Revisiting Single Image Depth Estimation", WACV 2019.
@@ -168,8 +215,8 @@ class normal(DepthLoss):  # noqa: N801
         return masked_mean(1 - dot / lengths, full_window(mask))
 
 
-@register_loss
-class silog(DepthLoss):  # noqa: N801
+@register_loss("silog")
+class SILogLoss(DepthLoss):
     """Scale-invariant logarithmic error: sqrt(mean g^2 - lambda (mean g)^2), g = ln p - ln d.
 
     Source: Eigen et al., "Depth Map Prediction from a Single Image using a Multi-Scale Deep Network",
@@ -203,8 +250,8 @@ class silog(DepthLoss):  # noqa: N801
         return (variance + (1 - self.lambda_) * mean.square()).clamp(min=MIN_SQRT).sqrt()
 
 
-@register_loss
-class combined(DepthLoss):  # noqa: N801
+@register_loss("combined")
+class CombinedLoss(DepthLoss):
     """Weighted sum of other losses; by default MSE + gradient + normal, each with weight 1.
 
     Args:
@@ -237,7 +284,7 @@ class combined(DepthLoss):  # noqa: N801
         return torch.stack(losses).sum()
 
 
-class MultiScale(nn.Module):
+class MultiScaleLoss(nn.Module):
     """Any loss over the heads of a network: each prediction is upsampled to the truth and weighted.
 
     Upsampling the coarse prediction, rather than shrinking the truth, keeps invalid pixels invalid: Godard et
@@ -256,7 +303,7 @@ class MultiScale(nn.Module):
     def forward(self, predictions: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
         """Weighted sum, a scalar; ``predictions`` are (N, 1, h, w) in metres, finest first."""
         losses = [
-            weight * self.loss(match_size(prediction.float(), target), target, mask)
+            weight * self.loss(_resized(prediction.float(), target), target, mask)
             for weight, prediction in zip(self.weights, predictions, strict=False)
         ]
         return torch.stack(losses).sum()

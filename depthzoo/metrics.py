@@ -12,7 +12,7 @@ EIGEN_CROP = (45, 471, 41, 601)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """Which pixels count.
 
     Attributes:
@@ -43,7 +43,7 @@ class Protocol:
         return mask
 
 
-PROTOCOLS = {"eigen": Protocol(), "full": Protocol(crop=None)}
+PROTOCOLS = {"eigen": EvalProtocol(), "full": EvalProtocol(crop=None)}
 
 
 class DepthMetrics:
@@ -60,8 +60,8 @@ class DepthMetrics:
         protocol: which pixels count.
     """
 
-    def __init__(self, protocol: Protocol | None = None) -> None:
-        self.protocol = protocol or Protocol()
+    def __init__(self, protocol: EvalProtocol | None = None) -> None:
+        self.protocol = protocol or EvalProtocol()
         self._means: list[Tensor] = []
         self._counts: list[Tensor] = []
 

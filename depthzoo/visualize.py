@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from depthzoo.colormaps import COLORMAPS, Pixels
-from depthzoo.registry import closest
+from depthzoo.errors import suggest
 
 Depth = NDArray[np.float32]
 
@@ -19,30 +19,30 @@ PAD, TITLE, BAR, LABEL = 8, 24, 12, 20  # pixels of the panel's parts
 NARROWEST = 280  # a cell holds a legend's three numbers
 
 
-def palette(colormap: str = DEFAULT_COLORMAP) -> Pixels:
+def colormap_lut(colormap: str = DEFAULT_COLORMAP) -> Pixels:
     """(256, 3) uint8 RGB of one of ``COLORMAPS``.
 
     Raises:
         ValueError: unknown name, with the closest ones.
     """
     if colormap not in COLORMAPS:
-        raise ValueError(f"unknown colour map {colormap!r}: {closest(colormap, COLORMAPS)}")
+        raise ValueError(f"unknown colour map {colormap!r}: {suggest(colormap, COLORMAPS)}")
     return COLORMAPS[colormap]
 
 
-def has_depth(depth: NDArray[Any]) -> NDArray[np.bool_]:
+def valid_mask(depth: NDArray[Any]) -> NDArray[np.bool_]:
     """Where ``depth`` is finite and positive."""
     valid: NDArray[np.bool_] = np.isfinite(depth) & (depth > 0)
     return valid
 
 
-def near_far(*depths: NDArray[Any]) -> tuple[float, float]:
+def percentile_range(*depths: NDArray[Any]) -> tuple[float, float]:
     """The 1st and 99th percentile of all valid pixels, in metres; of a sample in large maps."""
     samples = []
     for depth in depths:
         step = max(1, math.isqrt(depth.size // 1_000_000))
         sample = depth[::step, ::step]
-        samples.append(sample[has_depth(sample)])
+        samples.append(sample[valid_mask(sample)])
     values = np.concatenate(samples)
     if values.size == 0:
         return 0.0, 1.0
@@ -67,13 +67,13 @@ def colorize(
     Raises:
         ValueError: unknown colour map, or near is not below far.
     """
-    lookup = palette(colormap)
+    lookup = colormap_lut(colormap)
     low, high = _limits(near, far, depth)
-    return _paint(depth, lookup, low, high, has_depth(depth))
+    return _paint(depth, lookup, low, high, valid_mask(depth))
 
 
 def _limits(near: float | None, far: float | None, *depths: NDArray[Any]) -> tuple[float, float]:
-    low, high = near_far(*depths) if near is None or far is None else (near, far)
+    low, high = percentile_range(*depths) if near is None or far is None else (near, far)
     low, high = low if near is None else near, high if far is None else far
     if (near is not None or far is not None) and not low < high:
         raise ValueError(f"near must be below far, got {low:.4g} and {high:.4g} m")
@@ -122,21 +122,21 @@ def panel(
     size = (len(columns), len(rows))
     method = Image.Resampling.LANCZOS if tile < max(depth.shape) else Image.Resampling.NEAREST
     small = Image.fromarray(image).resize(size, method, reducing_gap=2.0)
-    lookup = palette(colormap)
+    lookup = colormap_lut(colormap)
     # A constant depth has one colour, and still a legend that can be drawn.
     shown = (low, high if high > low else low + 1e-3)
     cells = [_cell("picture", np.asarray(small)), _depth_cell("depth", depth, rows, columns, lookup, shown)]
     if truth is not None:
         cells.append(_depth_cell("truth", truth, rows, columns, lookup, shown))
-        valid = has_depth(truth) & np.isfinite(depth)
+        valid = valid_mask(truth) & np.isfinite(depth)
         error = np.where(valid, np.abs(depth - truth), 0)
         title, worst = "|error|, no truth", 0.1
         if valid.any():
             title = f"|error|, AbsRel {float(np.mean(error[valid] / truth[valid])):.3f}"
-            worst = max(near_far(error)[1], 1e-3)
+            worst = max(percentile_range(error)[1], 1e-3)
         shown = error[np.ix_(rows, columns)]
-        colors = _paint(shown, palette(ERROR_COLORMAP), 0, worst, valid[np.ix_(rows, columns)])
-        cells.append(_cell(title, colors, palette(ERROR_COLORMAP), 0, worst, ("", "")))
+        colors = _paint(shown, colormap_lut(ERROR_COLORMAP), 0, worst, valid[np.ix_(rows, columns)])
+        cells.append(_cell(title, colors, colormap_lut(ERROR_COLORMAP), 0, worst, ("", "")))
     return np.concatenate(cells, axis=1)
 
 
@@ -158,7 +158,7 @@ def _depth_cell(
     limits: tuple[float, float],
 ) -> Pixels:
     small = depth[np.ix_(rows, columns)]
-    colors = _paint(small, lookup, *limits, has_depth(small))
+    colors = _paint(small, lookup, *limits, valid_mask(small))
     return _cell(title, colors, lookup, *limits, ("near ", "far "))
 
 

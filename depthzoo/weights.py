@@ -1,39 +1,34 @@
-"""Trained weights: the table of what exists, where a file is found, and safetensors in and out.
+"""Trained weights: which exist, where a file is found, and how it is read and written.
 
-A weights file is ``{model}_{tag}-{first 8 digits of its sha256}.safetensors``. Its header carries one JSON
-object, the card: model, tag, arguments, working size, data, recipe, metrics, terms. The card in the table
-(``manifest.json``) and beside the file has ``file``, ``sha256`` and ``bytes`` as well.
+A weights file is ``{model}_{tag}-{first 8 digits of its sha256}.safetensors``. The metadata in its header holds one
+JSON object, the card: model, tag, arguments, working size, data, recipe, metrics, terms. ``manifest.json`` lists the
+published files: by model, then by tag (the default first), ``file``, ``sha256``, ``bytes``, ``parameters``, ``size``
+and the main metrics.
 """
 
+import hashlib
+import http.client
 import json
 import os
-import shutil
+import sys
+import urllib.request
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
+import safetensors
+import safetensors.torch
+import torch
 import torch.hub
+from torch import Tensor, nn
 
-from depthzoo.download import WeightsError, atomic, download, mismatch, reason, sha256_of
-from depthzoo.registry import closest
-from depthzoo.weights_file import file_name, load_into, load_state, read_metadata, save, write_weights
+from depthzoo.errors import WeightsError, one_line, suggest
+from depthzoo.files import atomic_write, sha256_of
 
-__all__ = [
-    "RELEASE_URL",
-    "WeightsError",
-    "card",
-    "find",
-    "load_into",
-    "load_state",
-    "model_of",
-    "models_with_weights",
-    "publish",
-    "read_metadata",
-    "save",
-    "tags",
-    "write_weights",
-]
-
+CHUNK = 1 << 20
+STALL_SECONDS = 30.0
+HEADER_KEY = "depthzoo"
 RELEASE_URL = "https://github.com/org/depthzoo/releases/download/weights"
 MANIFEST = Path(__file__).with_name("manifest.json")
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
@@ -43,27 +38,33 @@ def _table(manifest: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{manifest}: cannot read the table of weights: {reason(error)}") from error
+        raise WeightsError(f"{manifest}: cannot read the table of weights: {one_line(error)}") from error
     return table
 
 
-def models_with_weights() -> list[str]:
-    """Names of the models that have trained weights, in alphabetical order."""
-    return sorted(_table(MANIFEST))
-
-
 def tags(model: str) -> tuple[str, ...]:
-    """The tags of a model's weights, the default first; empty for a model without any."""
-    entry = _table(MANIFEST).get(model)
-    return tuple(sorted(entry["tags"], key=lambda tag: (tag != entry["default"], tag))) if entry else ()
+    """Return the tags of a model's trained weights, the default first; empty for a model without any."""
+    return tuple(_table(MANIFEST).get(model, ()))
 
 
 def card(model: str, tag: str = "DEFAULT") -> dict[str, Any]:
-    """The card of a model's weights: the metadata in the file's header, and ``file``, ``sha256``, ``bytes``.
+    """Return the card of a model's weights.
+
+    In a checkout all of it, from the JSON file in ``weights/``; elsewhere the entry of ``manifest.json``.
 
     Raises:
-        WeightsError: for a model without weights or an unknown tag, with the closest names.
+        WeightsError: for a model without weights, or an unknown tag (the closest ones are suggested).
     """
+    entry = _entry(model, tag)
+    path = (BUNDLED / entry["file"]).with_suffix(".json")
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8")), **entry} if path.is_file() else entry
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def _entry(model: str, tag: str = "DEFAULT") -> dict[str, Any]:
+    """The entry of the manifest, with the model and the tag."""
     table = _table(MANIFEST)
     if model not in table:
         others = ", ".join(sorted(table)) or "none yet"
@@ -71,12 +72,11 @@ def card(model: str, tag: str = "DEFAULT") -> dict[str, Any]:
             f"{model}: no trained weights, asked for {tag!r}; weights=None builds it untrained; "
             f"models with trained weights: {others}"
         )
-    known = table[model]["tags"]
-    chosen = table[model]["default"] if tag == "DEFAULT" else tag
-    if chosen not in known:
-        raise WeightsError(f"{model}: unknown weights {tag!r}: {closest(tag, ['DEFAULT', *known])}")
-    chosen_card: dict[str, Any] = known[chosen]
-    return chosen_card
+    entries = table[model]
+    chosen = next(iter(entries)) if tag == "DEFAULT" else tag
+    if chosen not in entries:
+        raise WeightsError(f"{model}: unknown weights {tag!r}: {suggest(tag, ['DEFAULT', *entries])}")
+    return {"model": model, "tag": chosen, **entries[chosen]}
 
 
 def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None = None) -> Path:
@@ -98,7 +98,7 @@ def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None =
     if not isinstance(weights, (str, os.PathLike)):
         raise WeightsError(f"{model}: weights must be 'DEFAULT', a tag, a path or None, not {weights!r}")
     if not is_path(model, weights):
-        return _find_known(model, card(model, str(weights)), progress)
+        return _find_known(model, _entry(model, str(weights)), progress)
     path = Path(weights).expanduser()
     if path.is_dir():
         path /= "model.safetensors"
@@ -108,8 +108,8 @@ def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None =
             )
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: weights file does not exist; expected a .safetensors file")
-    for entry in _table(MANIFEST).values():
-        for known in entry["tags"].values():
+    for entries in _table(MANIFEST).values():
+        for known in entries.values():
             if known["file"] == path.name:
                 _verify(path, known, "rename it to load it unverified")
     return path
@@ -148,7 +148,7 @@ def _find_known(model: str, known: dict[str, Any], progress: bool | None) -> Pat
         return download(f"{base.rstrip('/')}/{quote(known['file'])}", cached, known, progress)
     except WeightsError as error:
         table = _table(MANIFEST)
-        here = [m for m in table if os.path.isfile(BUNDLED / table[m]["tags"][table[m]["default"]]["file"])]
+        here = [m for m in table if os.path.isfile(BUNDLED / next(iter(table[m].values()))["file"])]
         raise WeightsError(
             f"{error}; weights=None builds {model} untrained; "
             f"models with trained weights at hand: {', '.join(sorted(here)) or 'none'}"
@@ -159,64 +159,189 @@ def _verify(path: Path, known: dict[str, Any], advice: str) -> Path:
     try:
         wrong = mismatch(sha256_of(path), path.stat().st_size, known)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot read weights: {reason(error)}") from error
+        raise WeightsError(f"{path}: cannot read weights: {one_line(error)}") from error
     if wrong:
         raise WeightsError(f"{path}: {wrong}; {advice}")
     return path
 
 
-def publish(path: Path, card: dict[str, Any], folder: Path, manifest: Path, default: bool = False) -> Path:
-    """Enters a weights file into the zoo: the file and its card into ``folder``, the card into the table.
+def mismatch(sha256: str, size: int, card: dict[str, Any]) -> str | None:
+    """What differs between a file and its card, both digests named, or None where they agree."""
+    if sha256 == card["sha256"] and size == card["bytes"]:
+        return None
+    return f"sha256 {sha256} ({size} bytes), expected {card['sha256']} ({card['bytes']} bytes)"
+
+
+def download(url: str, path: Path, card: dict[str, Any], progress: bool | None = None) -> Path:
+    """Fetches ``url`` into ``path``; its size and sha256 are checked before the file gets that name.
 
     Args:
-        path: a file written by :func:`save`; copied under its proper name if it is not in ``folder`` yet.
-        card: JSON-able; the header's metadata and what else is known; ``file``, ``sha256`` and ``bytes`` are
-            filled in.
-        folder: the checkout's ``weights/``.
-        manifest: the table, ``depthzoo/manifest.json``; made where it is missing.
-        default: whether ``weights="DEFAULT"`` means this tag; a model's first tag always is.
-
-    Returns:
-        The card's path, the weights file's with ``.json``.
+        url: any that urllib opens, so ``file://`` mirrors too.
+        path: where the file goes; its folder is made.
+        card: has the ``sha256`` and the ``bytes`` that are expected.
+        progress: a bar on stderr; None is only where stderr is a terminal.
 
     Raises:
-        WeightsError: for a card of another file (digest, size, name, model or tag), or a failed write.
+        WeightsError: for any failure; names the URL and the path. Nothing half-written stays.
     """
-    header = read_metadata(path)
+    advice = f"; put the file by hand at {path}, or set DEPTHZOO_WEIGHTS_URL to a mirror"
+    show = sys.stderr.isatty() if progress is None else progress
+    digest, size = hashlib.sha256(), 0
     try:
-        model, tag = str(card["model"]), str(card["tag"])
-    except KeyError as error:
-        raise WeightsError(f"{path}: the card has no {error}; not published") from error
+        request = urllib.request.Request(url, headers={"User-Agent": "depthzoo"})
+        response = urllib.request.urlopen(request, timeout=STALL_SECONDS)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise WeightsError(f"cannot download {url}: {one_line(error)}{advice}") from error
+    # torch.hub's tqdm is the real one where it is installed, else a plain percentage.
+    hub: Any = torch.hub
+    bar = hub.tqdm(total=card["bytes"], disable=not show, unit="B", unit_scale=True, desc=path.name)
     try:
-        sha256, size = sha256_of(path), path.stat().st_size
-        name = file_name(model, tag, sha256)
-        about = {"file": name, "sha256": sha256, "bytes": size}
-        for key, value in (about | {key: header.get(key) for key in ("model", "tag")}).items():
-            if card.get(key, value) != value:
-                raise WeightsError(
-                    f"{path}: the card says {key} {card[key]!r}, the file {value!r}; not published"
-                )
-        table = _table(manifest) if manifest.exists() else {}
-        entry = table.setdefault(model, {"default": tag, "tags": {}})
-        entry["tags"][tag] = card | about
-        if default:
-            entry["default"] = tag
-        card_text, table_text = _json(card | about), _json(table)
-        target = folder / name
-        if not (target.is_file() and target.samefile(path)):
-            with atomic(target) as copy, open(path, "rb") as source:
-                shutil.copyfileobj(source, copy)
-        # The table last: what it names is there.
-        for place, text in ((target.with_suffix(".json"), card_text), (manifest, table_text)):
-            with atomic(place) as file:
-                file.write(text)
+        with response, bar, atomic_write(path) as temporary, open(temporary, "wb") as file:
+            # A server that sends more than was announced does not get to fill the disk.
+            while size <= card["bytes"] and (chunk := _read_chunk(response, url, advice)):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                bar.update(len(chunk))
+            wrong = mismatch(digest.hexdigest(), size, card)
+            if wrong:
+                raise WeightsError(f"downloaded {url}: {wrong}; nothing was kept{advice}")
     except OSError as error:
-        raise WeightsError(f"{path}: cannot publish into {folder}: {reason(error)}") from error
-    return target.with_suffix(".json")
+        raise WeightsError(
+            f"cannot write {path} from {url}: {one_line(error)}; set TORCH_HOME to a writable folder"
+        ) from error
+    return path
 
 
-def _json(content: dict[str, Any]) -> bytes:
+def _read_chunk(response: IO[bytes], url: str, advice: str) -> bytes:
     try:
-        return (json.dumps(content, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+        return response.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(
+            f"download of {url} broke off: {one_line(error)}; nothing was kept{advice}"
+        ) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The card in a weights file's header; empty for a safetensors file of another origin.
+
+    Raises:
+        WeightsError: for a file that is missing, truncated or no safetensors file.
+    """
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike[str], tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+            card = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"{os.fspath(path)}: no such file") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise WeightsError(
+            f"{os.fspath(path)}: not a readable safetensors file: {one_line(error)}; "
+            "it may be truncated, and pickled weights (.pth, .pt) are not read"
+        ) from error
+    if not isinstance(card, dict):
+        raise WeightsError(
+            f"{os.fspath(path)}: header key {HEADER_KEY!r} is {type(card).__name__}, expected a dict"
+        )
+    # A copy even of float32: the file is mapped, and must not stay open behind the tensors.
+    return card, {
+        n: t.to(torch.float32 if t.is_floating_point() else t.dtype, copy=True) for n, t in state.items()
+    }
+
+
+def load_into(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Loads a weights file into ``model``, all of it or nothing; the model's dtypes and devices are kept.
+
+    Raises:
+        WeightsError: for an unreadable file, or tensors that are missing, unexpected, of another shape or
+            kind, or non-finite; the first few are named.
+    """
+    metadata, state = _read(path, tensors=True)
+    own = model.state_dict()
+    shared = [name for name in own if name in state]
+    problems = [
+        _some("missing", (n for n in own if n not in state)),
+        _some("unexpected", (n for n in state if n not in own)),
+        _some(
+            "another shape",
+            (
+                f"{n} {tuple(state[n].shape)} in the file and {tuple(own[n].shape)} in the model"
+                for n in shared
+                if state[n].shape != own[n].shape
+            ),
+        ),
+        _some(
+            "another kind",
+            (
+                f"{n} {state[n].dtype} in the file and {own[n].dtype} in the model"
+                for n in shared
+                if state[n].is_floating_point() != own[n].is_floating_point()
+            ),
+        ),
+        _some("non-finite values", (n for n, t in state.items() if not t.isfinite().all())),
+    ]
+    if any(problems):
+        name = getattr(model, "name", "") or type(model).__name__
+        origin = metadata.get("model", name)
+        says = f", its header says that it is for {origin!r}" if origin != name else ""
+        what = "; ".join(filter(None, problems))
+        raise WeightsError(f"{os.fspath(path)}: does not fit {name}{says}: {what}; nothing was loaded")
+    model.load_state_dict(state, strict=True)
+
+
+def _some(what: str, names: Iterable[str], limit: int = 3) -> str:
+    found = list(names)
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return f"{what}: {', '.join(found[:limit])}{more}" if found else ""
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor],
+    metadata: dict[str, Any],
+    *,
+    half: bool = True,
+) -> None:
+    """Write a weights file, atomically; equal tensors and metadata give equal bytes.
+
+    Args:
+        path: of the .safetensors file; its folder is created.
+        state_dict: tensors by name. Floating-point tensors of two and more dimensions are stored as float16, the
+            others as float32 (a running variance overflows float16); integers as they are.
+        metadata: JSON-serializable, for the header; see :func:`read_metadata`.
+        half: if False, store all floating-point tensors as float32.
+
+    Raises:
+        WeightsError: for tensors that are not finite (also after the cast; they are named), metadata that is not
+            JSON-serializable, or a file that cannot be written.
+    """
+    try:
+        header = {HEADER_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)}
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"the card is no JSON: {reason(error)}") from error
+        raise WeightsError(f"{path}: the metadata is not JSON: {one_line(error)}") from error
+    state: dict[str, Tensor] = {}
+    bad: list[str] = []
+    for key, value in state_dict.items():
+        dtype = torch.float16 if half and value.ndim >= 2 else torch.float32
+        dtype = dtype if value.is_floating_point() else value.dtype
+        # A copy of each: safetensors refuses tensors that share memory.
+        state[key] = (
+            value.detach()
+            .to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
+            .contiguous()
+        )
+        if not value.isfinite().all():
+            bad.append(key)
+        elif not state[key].isfinite().all():
+            bad.append(f"{key} ({value.abs().max().item():.4g} overflows float16)")
+    if bad:
+        raise WeightsError(f"{path}: not saved, {_some('non-finite values', bad)}")
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(state, header))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot write weights: {one_line(error)}") from error

@@ -28,8 +28,7 @@ try:
     import torch
 
     import depthzoo
-    from depthzoo.models import DepthModel
-    from depthzoo.registry import create_model
+    from depthzoo.models import DepthModel, create_model
     from export.run_onnx import OnnxDepth, OnnxError, Parser, interleave, parse_size
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":

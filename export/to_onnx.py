@@ -25,8 +25,7 @@ try:
     import torch
 
     from depthzoo import weights as zoo_weights
-    from depthzoo.models import DepthModel
-    from depthzoo.registry import MODELS, create_model
+    from depthzoo.models import DepthModel, create_model, get_builder, list_models
     from export import latency
     from export.facts import describe, working_size, write_facts
     from export.graph import (
@@ -181,8 +180,8 @@ def named(names: Sequence[str], every: bool) -> list[str]:
     if bool(names) == every:
         raise ExportError("give the NAMEs of models, or --all" + (", not both" if names else ""))
     for name in names:
-        MODELS.get(name)
-    return list(dict.fromkeys(names)) or MODELS.names()
+        get_builder(name)
+    return list(dict.fromkeys(names)) or list_models()
 
 
 def weights_files(names: Sequence[str], weights: str, every: bool) -> dict[str, Path | None]:
@@ -233,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="to_onnx", description="Export models, each to one ONNX file that is compared with PyTorch."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MODELS.names()))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(list_models()))
     parser.add_argument("--all", action="store_true", help="every model that has the weights")
     parser.add_argument(
         "--weights", default="DEFAULT", metavar="W", help="DEFAULT, a tag, a .safetensors file, none (random)"

@@ -12,8 +12,9 @@ from PIL import Image
 
 import depthzoo
 from depthzoo import weights
-from depthzoo.download import sha256_of
+from depthzoo.files import sha256_of
 from depthzoo.metrics import DepthMetrics
+from depthzoo.models import list_models
 from export.run_onnx import OnnxDepth
 from export.to_onnx import export_onnx
 from train.cards import PICTURE
@@ -21,7 +22,7 @@ from train.rooms import render
 
 METRES_PER_STEP = 9.9955 / 255
 TOLERANCE = 1e-3  # metres: half a millimetre is lost by storing it
-TAGS = [(name, tag) for name in weights.models_with_weights() for tag in weights.tags(name)]
+TAGS = [(name, tag) for name in list_models(pretrained=True) for tag in weights.tags(name)]
 
 
 def truth(path: Path) -> torch.Tensor:
@@ -30,7 +31,7 @@ def truth(path: Path) -> torch.Tensor:
 
 
 def test_the_models_to_begin_with_have_weights() -> None:
-    assert {"unet_mobilenet_v3", "unet_resnet50"} <= set(weights.models_with_weights())
+    assert {"unet_mobilenet_v3", "unet_resnet50"} <= set(list_models(pretrained=True))
 
 
 @pytest.mark.parametrize(("name", "tag"), TAGS)

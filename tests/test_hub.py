@@ -125,10 +125,14 @@ answers["repo"] = sorted(p.name for p in Path(torch.hub.get_dir()).iterdir() if 
 
 # Weights that the archive brings are found beside the library, and nowhere else.
 from depthzoo import weights
-path = weights.save(random, "run", "hub-test", {{"arguments": random.arguments}})
+from depthzoo.files import sha256_of, write_json
 repo = Path(weights.__file__).parents[1]
-weights.publish(path, weights.read_metadata(path), repo / "weights", repo / "depthzoo/manifest.json", default=True)
-shutil.rmtree("run")
+path = repo / "weights/unet_mobilenet_v3_hub-test.safetensors"
+weights.save_weights(
+    path, random.state_dict(), {{"model": random.name, "tag": "hub-test", "arguments": random.arguments}}
+)
+entry = {{"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}}
+write_json(repo / "depthzoo/manifest.json", {{random.name: {{"hub-test": entry}}}})
 trained = torch.hub.load(where, "unet_mobilenet_v3", **trust)
 state = trained.state_dict()
 answers["equal"] = all(

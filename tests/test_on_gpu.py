@@ -22,7 +22,7 @@ SIZE = (192, 256)
 
 
 @pytest.fixture(scope="module")
-def model() -> depthzoo.models.DepthModel:
+def model() -> depthzoo.DepthModel:
     return depthzoo.create_model("unet_mobilenet_v3").eval()
 
 
@@ -34,7 +34,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def metres(model: depthzoo.models.DepthModel, images: torch.Tensor) -> np.ndarray:
+def metres(model: depthzoo.DepthModel, images: torch.Tensor) -> np.ndarray:
     """Of the CPU, in float32."""
     with torch.inference_mode():
         return model(images).numpy()
@@ -51,7 +51,7 @@ def test_eager_on_a_gpu_gives_the_metres_of_the_cpu(images: torch.Tensor, metres
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_exported_file_on_a_gpu_gives_the_metres_of_the_cpu(
     precision: str,
-    model: depthzoo.models.DepthModel,
+    model: depthzoo.DepthModel,
     images: torch.Tensor,
     metres: np.ndarray,
     tmp_path: Path,

@@ -1,19 +1,25 @@
 """Between a run and the zoo: finding weights to evaluate, and storing them with what was measured."""
 
 import dataclasses
+import json
+import os
 import platform
+import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import depthzoo
 from depthzoo import weights as zoo_weights
+from depthzoo.errors import WeightsError, one_line
+from depthzoo.files import atomic_write, sha256_of, write_json
 from depthzoo.metrics import EIGEN_CROP
-from depthzoo.models import DepthModel
+from depthzoo.models import DepthModel, create_model, get_builder
 from depthzoo.predictor import Predictor
-from depthzoo.registry import MODELS, create_model
 from train.config import TrainConfig, to_toml
 from train.failures import limits
 from train.shards import ShardDataset
@@ -36,7 +42,7 @@ def find_any(name: str, weights: str = "DEFAULT") -> Path:
         if not path.is_file():
             raise ValueError(f"{path.parent} is a folder without model.safetensors; expected a run of train")
     elif path.suffix != ".safetensors":
-        MODELS.get(name)
+        get_builder(name)
         path = zoo_weights.find(name, weights)
     return path
 
@@ -177,8 +183,8 @@ def store_weights(model: DepthModel, card: dict[str, Any], folder: Path, tag: st
         The weights' path.
     """
     card = {**card, "tag": tag}
-    path = zoo_weights.save(model, folder, tag, card)
-    zoo_weights.publish(path, card, folder, manifest_of(folder), default=True)
+    path = save(model, folder, tag, card)
+    publish(path, card, folder, manifest_of(folder), default=True)
     store_output(path)
     return path
 
@@ -218,7 +224,7 @@ def renew_card(path: Path, card: dict[str, Any]) -> Path:
             raise ValueError(
                 f"{path}: {key} is {found[key]:.4f} here, but {known[key]:.4f} in its header; the card stays"
             )
-    zoo_weights.publish(path, card | header, path.parent, manifest_of(path.parent))
+    publish(path, card | header, path.parent, manifest_of(path.parent))
     return path
 
 
@@ -231,3 +237,116 @@ def store_output(path: Path) -> Path:
     out = path.with_suffix(f".{PICTURE.stem}.depth.png")
     Predictor(load_any(str(path)), device="cpu").predict(PICTURE).save_depth16(out)
     return out
+
+
+FILE_KEYS = ("file", "sha256", "bytes")  # of a card, about the file that its header cannot know
+# No dot: torch.hub reads the digits between a hyphen and a dot, and a dot tells a path from a tag.
+TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def file_name(model: str, tag: str, sha256: str) -> str:
+    """``{model}_{tag}-{sha8}.safetensors``.
+
+    Raises:
+        WeightsError: for a tag that is not made of small letters and digits, joined by hyphens.
+    """
+    if not TAG.fullmatch(tag):
+        raise WeightsError(
+            f"{model}: weights tag {tag!r}: expected small letters and digits, joined by hyphens"
+        )
+    return f"{model}_{tag}-{sha256[:8]}.safetensors"
+
+
+def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
+    """Write a model's weights to an explicit path; see :func:`save`."""
+    name = getattr(model, "name", "") or str(card.get("model", ""))
+    if not name or card.get("model", name) != name:
+        raise WeightsError(
+            f"cannot save weights of model {name!r} with a card of model {card.get('model')!r}"
+        )
+    header = {key: value for key, value in card.items() if key not in FILE_KEYS} | {"model": name}
+    if hasattr(model, "arguments"):
+        # Without them a reload would build another range of depth around the same tensors.
+        header["arguments"] = model.arguments
+    zoo_weights.save_weights(path, model.state_dict(), header)
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], tag: str, card: dict[str, Any]) -> Path:
+    """Write ``{model}_{tag}-{sha8}.safetensors`` into ``folder``; equal tensors and card give equal bytes.
+
+    Args:
+        model: its ``name`` is the model in the file's name, or else ``card["model"]``.
+        folder: made where it is missing.
+        tag: names the recipe ("nyu", "nyu-mse").
+        card: JSON-able metadata for the header; ``model``, ``tag`` and the model's ``arguments`` are filled in,
+            ``file``, ``sha256`` and ``bytes`` left out.
+
+    Raises:
+        WeightsError: for non-finite tensors (named; also after the cast), a card that is no JSON or is of
+            another model, a bad tag, or a folder that cannot be written.
+    """
+    name = getattr(model, "name", "") or str(card.get("model", ""))
+    unnamed = Path(folder) / file_name(name, tag, "0" * 8)
+    write_weights(model, unnamed, {**card, "tag": tag})
+    return unnamed.rename(Path(folder) / file_name(name, tag, sha256_of(unnamed)))
+
+
+def manifest_entry(card: dict[str, Any]) -> dict[str, Any]:
+    """The part of a card that ``manifest.json`` holds."""
+    entry = {key: card[key] for key in (*FILE_KEYS, "parameters", "size") if key in card}
+    means = card.get("metrics", {}).get("per_image", {})
+    return entry | {
+        "metrics": {"per_image": {key: means[key] for key in ("abs_rel", "rmse", "d1") if key in means}}
+    }
+
+
+def publish(path: Path, card: dict[str, Any], folder: Path, manifest: Path, default: bool = False) -> Path:
+    """Enters a weights file into the zoo: the file and its card into ``folder``, the card into the table.
+
+    Args:
+        path: a file written by :func:`save`; copied under its proper name if it is not in ``folder`` yet.
+        card: JSON-able; the header's metadata and what else is known; ``file``, ``sha256`` and ``bytes`` are
+            filled in.
+        folder: the checkout's ``weights/``.
+        manifest: the table, ``depthzoo/manifest.json``; made where it is missing. It gets what a download and
+            `depthzoo list` need.
+        default: whether ``weights="DEFAULT"`` means this tag; a model's first tag always is.
+
+    Returns:
+        The card's path, the weights file's with ``.json``.
+
+    Raises:
+        WeightsError: for a card of another file (digest, size, name, model or tag), or a failed write.
+    """
+    header = zoo_weights.read_metadata(path)
+    try:
+        model, tag = str(card["model"]), str(card["tag"])
+    except KeyError as error:
+        raise WeightsError(f"{path}: the card has no {error}; not published") from error
+    try:
+        sha256, size = sha256_of(path), path.stat().st_size
+        name = file_name(model, tag, sha256)
+        about = {"file": name, "sha256": sha256, "bytes": size}
+        for key, value in (about | {key: header.get(key) for key in ("model", "tag")}).items():
+            if card.get(key, value) != value:
+                raise WeightsError(
+                    f"{path}: the card says {key} {card[key]!r}, the file {value!r}; not published"
+                )
+        table = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+        entry = {tag: manifest_entry(card | about)}
+        table[model] = (
+            entry | {**table.get(model, {}), **entry} if default else {**table.get(model, {}), **entry}
+        )
+        target = folder / name
+        if not (target.is_file() and target.samefile(path)):
+            with atomic_write(target) as copy:
+                shutil.copyfile(path, copy)
+        # The table last: what it names is there.
+        write_json(target.with_suffix(".json"), card | about)
+        with atomic_write(manifest) as copy:  # not sorted: the first tag is the default
+            copy.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the card is no JSON: {one_line(error)}") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot publish into {folder}: {one_line(error)}") from error
+    return target.with_suffix(".json")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from depthzoo.download import reason
+from depthzoo.errors import one_line
 
 
 class CheckpointError(ValueError):
@@ -73,7 +73,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         os.replace(aside / path.name, path)
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError
-        raise CheckpointError(f"{path} cannot be written: {reason(error)}") from None
+        raise CheckpointError(f"{path} cannot be written: {one_line(error)}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

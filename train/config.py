@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from depthzoo.registry import closest
+from depthzoo.errors import suggest
 
 
 class RecipeError(ValueError):
@@ -293,7 +293,7 @@ def _fill(kind: type, content: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in content:
         if key not in hints:
-            raise RecipeError(f"unknown key {prefix + key!r}: {closest(key, hints)}")
+            raise RecipeError(f"unknown key {prefix + key!r}: {suggest(key, hints)}")
     return kind(**{key: _convert(hints[key], value, prefix + key) for key, value in content.items()})
 
 

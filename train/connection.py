@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from depthzoo.download import reason
+from depthzoo.errors import one_line
 from train.codec import DatasetError
 
 # A file is opened again so often, after pauses that double, before it counts as out of reach.
@@ -99,7 +99,7 @@ class Connection:
         tool = getattr(error, "filename", None)
         if isinstance(error, FileNotFoundError) and tool and "/" not in str(tool):
             return f"needs the command {tool}, which is not installed", True
-        return reason(error), isinstance(
+        return one_line(error), isinstance(
             error, FileNotFoundError | PermissionError | ImportError | ValueError
         )
 

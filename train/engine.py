@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from depthzoo.weights import read_metadata, write_weights
-from train.cards import commit, start_card
+from depthzoo.weights import read_metadata
+from train.cards import commit, start_card, write_weights
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import TrainConfig, to_toml
 from train.distributed import World

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depthzoo.metrics import METRICS, Protocol
+from depthzoo.metrics import METRICS, EvalProtocol
 from train.samples import ranked
 
 DISTANCES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)  # metres
@@ -23,7 +23,7 @@ class ByDistance:
         protocol: which pixels count, and what predictions are clipped to; the last band ends where it does.
     """
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, protocol: EvalProtocol) -> None:
         far = protocol.max_depth
         self.protocol, self.edges = protocol, (*(edge for edge in DISTANCES if edge < far), far)
         # Rows: pixels, |p - d| / d, (p - d) / d.

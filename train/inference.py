@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from depthzoo.camera import depth_scale
-from depthzoo.metrics import PROTOCOLS, Protocol
+from depthzoo.metrics import PROTOCOLS, EvalProtocol
 from depthzoo.predictor import resize_depth, resize_image, working_size
 from train.shards import ShardDataset
 
@@ -32,7 +32,7 @@ class Frames:
     depth: Tensor
 
 
-def rules(dataset: ShardDataset, protocol: str) -> Protocol:
+def rules(dataset: ShardDataset, protocol: str) -> EvalProtocol:
     """The protocol "eigen" or "full" with the depth range of the data set."""
     near, far = dataset.depth_range
     return replace(PROTOCOLS[protocol], min_depth=near, max_depth=far)

@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from depthzoo.camera import depth_scale
-from depthzoo.losses import MultiScale, combined
-from depthzoo.models import DepthModel
-from depthzoo.registry import create_model
+from depthzoo.losses import CombinedLoss, MultiScaleLoss
+from depthzoo.models import DepthModel, create_model
 from depthzoo.weights import load_into
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
@@ -119,7 +118,7 @@ class Learner:
             recompute_activations(self.model)
         if device.type == "cpu" and not compile:
             dense_gradients(self.model)
-        self.loss = MultiScale(combined(config.loss, config.loss_options))
+        self.loss = MultiScaleLoss(CombinedLoss(config.loss, config.loss_options))
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._network: tuple[bool, Any] | None = None

@@ -13,8 +13,8 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import stochastic_depth
 
 from depthzoo.models import DepthModel
-from depthzoo.models.blocks import Upsample2x
 from depthzoo.models.dispnet import VGG16Encoder
+from depthzoo.models.layers import Upsample2x
 from train.config import TrainConfig
 
 

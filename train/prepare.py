@@ -153,6 +153,13 @@ def prepare(
     return {split: entry["count"] for split, entry in progress["splits"].items()}, True
 
 
+def write(
+    source: Source, total: int, out: Path, size: tuple[int, int] | None, **about: str
+) -> dict[str, int]:
+    """Write a source, replacing an older data set: the former interface of :func:`prepare`."""
+    return prepare(source, out, size, overwrite=True)[0]
+
+
 def convert(
     source: Source,
     items: Sequence[Item],
@@ -378,9 +385,10 @@ def cores() -> int:
 
 def run(args: argparse.Namespace) -> int:
     if args.source == "verify":
-        found = 0
-        for found, line in enumerate(problems(args.path, args.full, args.workers), 1):
+        found = False
+        for line in problems(args.path, args.full, args.workers):
             print(line, file=sys.stderr)
+            found = True
         if not found:
             print(f"{args.path}: no problem found" + ("" if args.full else " (--full decodes every sample)"))
         return 2 if found else 0

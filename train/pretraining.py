@@ -1,20 +1,17 @@
 """The loop that pre-trains an encoder, and the folder that it leaves."""
 
-import json
 import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.models import DepthModel
-from depthzoo.registry import create_model
-from depthzoo.weights_file import HEADER_KEY, write_bytes
+from depthzoo.models import DepthModel, create_model
+from depthzoo.weights import save_weights
 from train.cards import commit, versions
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.interruption import Interruption
@@ -43,7 +40,7 @@ def write_encoder(model: DepthModel, path: Path, card: dict[str, Any]) -> None:
     for key, value in state.items():
         if not value.isfinite().all():
             raise PretrainError(f"{path}: not written, {key} is not finite")
-    write_bytes(path, safetensors.torch.save(state, {HEADER_KEY: json.dumps(card, sort_keys=True)}))
+    save_weights(path, state, card, half=False)
 
 
 class Pretraining:

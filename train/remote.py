@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from depthzoo.download import atomic, sha256_of
+from depthzoo.files import atomic_write, sha256_of
 from train.codec import DatasetError
 from train.connection import CHUNK, BrokenError, Connection, Retries, persistently
 from train.shards import Shard, ShardDataset, parse_dataset, split_shards, write_json
@@ -195,13 +195,13 @@ def fetch_split(url: str, split: str, folder: Path) -> ShardDataset:
             write_json(path.with_suffix(".index.json"), index_of(path))
             done += shard.bytes
             bar.update(done - bar.n)
-    with atomic(description) as file:
-        file.write(remote.text)
+    with atomic_write(description) as temporary:
+        temporary.write_bytes(remote.text)
     return ShardDataset(folder, split)
 
 
 def _copy(connection: Connection, path: Path, shard: Shard, bar: Any) -> None:
-    with atomic(path) as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         while chunk := connection.read(CHUNK):
             file.write(chunk)
             if file.tell() > shard.bytes:

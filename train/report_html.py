@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from depthzoo.metrics import METRICS
-from depthzoo.visualize import Pixels, palette
+from depthzoo.visualize import Pixels, colormap_lut
 from train.anchors import COLUMNS, sections, show
 from train.curves import best_row, number, series, svg
 from train.samples import Tile, ValidationSample, tiles
@@ -157,7 +157,7 @@ def _figure(tile: Tile) -> str:
     caption, legend = escape(tile.caption), ""
     if tile.legend:
         colormap, low, high = tile.legend
-        stops = palette(colormap)[np.linspace(0, 255, 12).round().astype(int)]
+        stops = colormap_lut(colormap)[np.linspace(0, 255, 12).round().astype(int)]
         colours = ", ".join("#" + bytes(stop).hex() for stop in stops)
         legend = f'<div class="bar" style="background: linear-gradient(90deg, {colours})"></div>'
         caption = f"<span>{low:.2f}</span><span>{caption}</span><span>{high:.2f} m</span>"

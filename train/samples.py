@@ -12,7 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from depthzoo.metrics import METRICS, DepthMetrics
-from depthzoo.visualize import DEFAULT_COLORMAP, ERROR_COLORMAP, Pixels, colorize, near_far, palette
+from depthzoo.visualize import (
+    DEFAULT_COLORMAP,
+    ERROR_COLORMAP,
+    Pixels,
+    colorize,
+    colormap_lut,
+    percentile_range,
+)
 from train.inference import Predict, predict_frames, rules
 from train.shards import ShardDataset
 
@@ -118,7 +125,7 @@ def tiles(sample: ValidationSample, width: int = 320) -> list[Tile]:
     height = max(1, round(width * sample.truth.shape[0] / sample.truth.shape[1]))
     known = sample.truth > 0
     counted = known if sample.counted is None else sample.counted
-    near, far = near_far(sample.truth, sample.prediction)
+    near, far = percentile_range(sample.truth, sample.prediction)
     far = max(far, near + 1e-3)
     error = np.where(counted, np.abs(sample.prediction - sample.truth), 0)
     high = max(float(np.percentile(error[counted], 99)), 1e-2) if counted.any() else 1e-2
@@ -165,7 +172,7 @@ def strip(sample: ValidationSample, width: int = 320) -> Pixels:
             draw.text((left + width // 2, below + 7), tile.caption, "black", small, "ma")
             continue
         colormap, low, high = tile.legend
-        ramp = palette(colormap)[np.linspace(0, 255, width).round().astype(np.int64)]
+        ramp = colormap_lut(colormap)[np.linspace(0, 255, width).round().astype(np.int64)]
         canvas.paste(Image.fromarray(np.repeat(ramp[None], 6, axis=0)), (left, below))
         for text, x, anchor in (
             (f"{low:.2f} m", 0, "la"),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from depthzoo.metrics import DepthMetrics
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from train.arguments import command
 from train.cards import commit
 from train.config import load_recipe

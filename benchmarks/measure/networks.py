@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.measure.exported import FILES, exported
 from benchmarks.measure.peers import PEERS, build_peer
 from depthzoo import weights as zoo_weights
-from depthzoo.registry import create_model
+from depthzoo.models import create_model, list_models
 from export.facts import working_size
 
 
@@ -56,7 +56,7 @@ def networks(
         files, data: see :func:`benchmarks.exported.exported`.
     """
     for name in models:
-        has = weights == "DEFAULT" and name in zoo_weights.models_with_weights()
+        has = weights == "DEFAULT" and name in list_models(pretrained=True)
         weights_file = zoo_weights.find(name, "DEFAULT") if has else None
         torch.manual_seed(0)
         model = create_model(name, weights=weights_file).eval()

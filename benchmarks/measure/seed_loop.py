@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms.functional import to_tensor
 
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from train.shards import ShardDataset
 
 RATE = 1e-4  # of Adam; that of the seed is not on record

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.report.markdown import shape, size, sources, table
 from depthzoo import weights
-from depthzoo.registry import list_models
+from depthzoo.models import list_models
 
 FIGURES = ("abs_rel", "rmse", "d1")
 
@@ -55,7 +55,7 @@ def zoo(results: Path) -> str:
 def averaging(results: Path) -> str:
     """Both averagings, with and without flip, of every card."""
     lines = []
-    for name in weights.models_with_weights():
+    for name in list_models(pretrained=True):
         for tag in weights.tags(name):
             metrics = weights.card(name, tag)["metrics"]
             one, pooled, flip = metrics["per_image"], metrics["pooled"], metrics["flip"]["per_image"]
@@ -70,7 +70,7 @@ def by_distance(results: Path) -> str:
     """AbsRel and bias by true distance, of every card that says."""
     found = {
         (name, tag): card["failures"]["by_distance"]
-        for name in weights.models_with_weights()
+        for name in list_models(pretrained=True)
         for tag in weights.tags(name)
         if "failures" in (card := weights.card(name, tag))
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report.markdown import folded, memory, not_measured, number, shape, sources, table
 from benchmarks.report.measured import Place, collect, place, unmeasured
-from depthzoo import weights
+from depthzoo.models import list_models
 
 # In the order of the columns; others follow by name.
 BACKENDS = ("eager", "channels_last", "compile", "onnxruntime", "onnxruntime cuda graph", "tensorrt")
@@ -213,7 +213,7 @@ def input_of(row: Row, asked: str) -> str:
 def contenders(rows: Sequence[Row]) -> list[Row]:
     """Of each model with trained weights: eager, the quickest in float32, the quickest of all."""
     found = []
-    for name in weights.models_with_weights():
+    for name in list_models(pretrained=True):
         mine = {way(row): row for row in rows if row["model"] == name and not row.get("peer")}
         full = {each: row for each, row in mine.items() if each[1] == "fp32"}
         chosen = [mine[way_] for way_ in [("eager", "fp32")] if way_ in mine]

@@ -11,6 +11,7 @@ from benchmarks.report.markdown import shape
 from benchmarks.report.measured import Place
 from benchmarks.report.training_tables import scaling_groups, training_groups
 from depthzoo import weights
+from depthzoo.models import list_models
 
 Found = tuple[dict[str, Any], dict[str, str]]
 # Backends that compute what the weights' card was measured with.
@@ -26,7 +27,7 @@ def abs_rels(results: Path) -> dict[tuple[str, str], float]:
     """AbsRel on the test split of each model with a card: of "torch", and of "fp32", "fp16", "int8" as exported."""
     known = {}
     exported = load(results, "export_accuracy.json").get("models", {})
-    for name in weights.models_with_weights():
+    for name in list_models(pretrained=True):
         card = weights.card(name)
         known[name, "torch"] = float(card["metrics"]["per_image"]["abs_rel"])
         report = exported.get(name, {})
@@ -61,7 +62,7 @@ def accuracy(results: Path) -> Found:
             ],
         }
         panels = {axis: each for axis, each in panels.items() if each}
-        sizes = sorted({shape(weights.card(name)["size"]) for name in weights.models_with_weights()})
+        sizes = sorted({shape(weights.card(name)["size"]) for name in list_models(pretrained=True)})
         own = f"at the weights' own size ({', '.join(sizes)}), batch 1"
         if panels:
             found[slug(where)] = {"title": f"{where[1]}, {own}", "panels": panels}

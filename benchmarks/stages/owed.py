@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from depthzoo import weights as zoo_weights
 from train.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +56,11 @@ def cards(manifests: Iterable[Path]) -> dict[tuple[str, str], dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in manifests:
         if path.is_file():
-            for model, entry in json.loads(path.read_text(encoding="utf-8")).items():
-                found |= {(model, tag): card for tag, card in entry["tags"].items()}
+            folder = zoo_weights.BUNDLED if path == zoo_weights.MANIFEST else path.parent
+            for model, entries in json.loads(path.read_text(encoding="utf-8")).items():
+                for tag, entry in entries.items():
+                    card = (folder / entry["file"]).with_suffix(".json")
+                    found[model, tag] = json.loads(card.read_text(encoding="utf-8"))
     return found
 
 

@@ -1,17 +1,7 @@
-"""The architectures; importing this registers all of them."""
+"""The models: a registry, and one file per architecture."""
 
-from depthzoo.models.blocks import DepthModel
-from depthzoo.models.dispnet import dispnet_vgg16
-from depthzoo.models.mobilenet import unet_mobilenet_v3
-from depthzoo.models.resnet import unet_resnet50, unet_resnet50_heavy
-from depthzoo.models.unet import unet, unet_bilinear
+from depthzoo.models import dispnet, mobilenet, resnet, unet  # noqa: F401 - importing a file registers its models
+from depthzoo.models._api import create_model, get_builder, list_models, register_model
+from depthzoo.models.base import DepthModel
 
-__all__ = [
-    "DepthModel",
-    "dispnet_vgg16",
-    "unet",
-    "unet_bilinear",
-    "unet_mobilenet_v3",
-    "unet_resnet50",
-    "unet_resnet50_heavy",
-]
+__all__ = ["DepthModel", "create_model", "get_builder", "list_models", "register_model"]

@@ -6,16 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, vgg16_bn
 
-from depthzoo.models.blocks import (
-    DepthHead,
-    DepthModel,
-    Encoder,
-    HeadOptions,
-    Upsample2x,
-    assemble,
-    match_size,
-)
-from depthzoo.registry import register_model
+from depthzoo.models._api import build_model, register_model
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, HeadOptions
+from depthzoo.models.layers import Upsample2x, match_size
 
 
 class VGG16Encoder(Encoder):
@@ -128,7 +121,7 @@ def dispnet_vgg16(
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
-    return assemble(
+    return build_model(
         DispNetVGG16,
         "dispnet_vgg16",
         weights,

@@ -6,18 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Large_Weights, mobilenet_v3_large
 
-from depthzoo.models.blocks import (
-    DepthHead,
-    DepthModel,
-    Encoder,
-    HeadOptions,
-    Upsample2x,
-    assemble,
-    conv_bn_relu,
-    match_size,
-    separable_conv,
-)
-from depthzoo.registry import register_model
+from depthzoo.models._api import build_model, register_model
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, HeadOptions
+from depthzoo.models.layers import Upsample2x, conv_bn_relu, match_size, separable_conv
 
 
 class MobileNetV3Encoder(Encoder):
@@ -112,7 +103,7 @@ def unet_mobilenet_v3(
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     imagenet = MobileNet_V3_Large_Weights.IMAGENET1K_V2
-    return assemble(
+    return build_model(
         MobileNetV3UNet,
         "unet_mobilenet_v3",
         weights,

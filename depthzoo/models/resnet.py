@@ -6,18 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from depthzoo.models.blocks import (
-    DepthHead,
-    DepthModel,
-    Encoder,
-    HeadOptions,
-    Upsample2x,
-    assemble,
-    conv_bn_relu,
-    double_conv,
-    match_size,
-)
-from depthzoo.registry import register_model
+from depthzoo.models._api import build_model, register_model
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, HeadOptions
+from depthzoo.models.layers import Upsample2x, conv_bn_relu, double_conv, match_size
 
 
 class ResNet50Encoder(Encoder):
@@ -152,7 +143,7 @@ def unet_resnet50_heavy(
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     imagenet = ResNet50_Weights.IMAGENET1K_V2
-    return assemble(
+    return build_model(
         WideResNet50UNet,
         "unet_resnet50_heavy",
         weights,
@@ -196,7 +187,7 @@ def unet_resnet50(
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
     imagenet = ResNet50_Weights.IMAGENET1K_V2
-    return assemble(
+    return build_model(
         ResNet50UNet,
         "unet_resnet50",
         weights,

@@ -6,18 +6,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from depthzoo.models.blocks import (
-    DepthHead,
-    DepthModel,
-    Encoder,
-    HeadOptions,
-    Upsample2x,
-    assemble,
-    conv_bn_relu,
-    double_conv,
-    match_size,
-)
-from depthzoo.registry import register_model
+from depthzoo.models._api import build_model, register_model
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, HeadOptions
+from depthzoo.models.layers import Upsample2x, conv_bn_relu, double_conv, match_size
 
 WIDTH, LEVELS = 64, 5
 
@@ -115,7 +106,7 @@ def unet(
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
-    return assemble(
+    return build_model(
         UNet,
         "unet",
         weights,
@@ -159,7 +150,7 @@ def unet_bilinear(
     Raises:
         ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
     """
-    return assemble(
+    return build_model(
         partial(UNet, bilinear=True),
         "unet_bilinear",
         weights,

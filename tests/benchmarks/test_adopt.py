@@ -12,6 +12,7 @@ from benchmarks import adopt
 from benchmarks.stages.journal import JOURNAL
 from depthzoo import weights
 from train.arguments import command
+from train.cards import publish, save
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def store_weights(folder: Path, manifest: Path, device: str) -> None:
     model = depthzoo.create_model("unet_mobilenet_v3", weights=None)
     card = {"model": "unet_mobilenet_v3", "tag": "nyu", "trained_on": {"device": device}}
     card |= {"metrics": {"per_image": {"abs_rel": 0.15}}}
-    weights.publish(weights.save(model, folder, "nyu", card), card, folder, manifest, default=True)
+    publish(save(model, folder, "nyu", card), card, folder, manifest, default=True)
 
 
 def made_run(gpu: str, median: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import backends, exported, memory, timing
 from benchmarks.measure.backends import CannotRunError, at_most, out_of_memory, precisions_of, prepare, ways
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from export.latency import random_images
 from export.run_onnx import OnnxError
 

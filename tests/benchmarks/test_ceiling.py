@@ -13,7 +13,7 @@ from benchmarks.architectures import RESULT
 from benchmarks.measure import ceiling
 from benchmarks.measure.ceiling import Ceiling, matrix_product, measure_ceiling
 from benchmarks.measure.cost import count_cost
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 
 
 class Attention(nn.Module):

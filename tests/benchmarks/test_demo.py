@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import demo
 from depthzoo.models import DepthModel
-from depthzoo.models.blocks import DepthHead
+from depthzoo.models.base import DepthHead
 
 ROOT = Path(__file__).resolve().parents[2]
 

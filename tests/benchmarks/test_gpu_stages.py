@@ -156,10 +156,12 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "manifest.json"
 
     def entry(device: str) -> dict[str, Any]:
-        return {"default": "nyu", "tags": {"nyu": {"trained_on": {"device": device}}}}
+        (tmp_path / f"{device}.json").write_text(json.dumps({"trained_on": {"device": device}}))
+        return {"nyu": {"file": f"{device}.safetensors"}}
 
     path.write_text(json.dumps({"unet_resnet50": entry(VOODOO), "unet_mobilenet_v3": entry("CPU")}))
     monkeypatch.setattr(weights, "MANIFEST", path)
+    monkeypatch.setattr(weights, "BUNDLED", tmp_path)
     return path
 
 

@@ -16,7 +16,7 @@ from benchmarks.measure.ceiling import Ceiling
 from benchmarks.measure.peers import Peer
 from benchmarks.measure.record import read_runs
 from benchmarks.report.latency_report import report
-from depthzoo import registry
+from depthzoo.models import _api
 from train.arguments import command
 
 CEILING = Ceiling({"fp32": 100.0, "int8": 400.0}, 10.0, {"fp32": "torch", "int8": "onnxruntime"})
@@ -38,16 +38,14 @@ def small_peer() -> nn.Module:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A zoo of two tiny models, one tiny peer that wants multiples of 14, one that is not installed."""
-    zoo = registry.Registry("model")
+    monkeypatch.setattr(_api, "BUILDERS", {})
     for name in ("point", "point_two"):
 
         def build(weights: object = None) -> Pointwise:
             return Pointwise()
 
         build.__name__ = name
-        zoo.register(build)
-    for module in (registry, latency):
-        monkeypatch.setattr(module, "MODELS", zoo)
+        _api.register_model(build)
     small = {
         "small": Peer(small_peer, "torch", 148, (28, 42), 14, "here"),
         "absent": Peer(small_peer, "no_such_package", 148, (28, 42), 14, "here"),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import overfit
-from depthzoo.registry import list_models
+from depthzoo.models import list_models
 from train.arguments import command
 from train.augment import augment
 from train.codec import encode_depth, encode_image

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from benchmarks import reproduce
 from benchmarks.measure.claims import CLAIMS, RISING, Claim, judge
-from depthzoo.registry import list_losses, list_models
+from depthzoo.losses import list_losses
+from depthzoo.models import list_models
 from train.arguments import command
 from train.config import load_recipe
 from train.prepare import write

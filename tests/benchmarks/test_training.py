@@ -13,7 +13,7 @@ from benchmarks.measure.ceiling import Ceiling
 from benchmarks.measure.children import in_children
 from benchmarks.measure.live_tensors import LiveTensors, counted_peak
 from benchmarks.measure.seed_loop import InMemory, PictureFiles, SeedLoop, write_files
-from depthzoo.registry import list_models
+from depthzoo.models import list_models
 from train.arguments import command
 from train.engine import Run
 from train.shards import ShardDataset

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from depthzoo import weights
+from train.cards import publish, save
 
 METRICS = {"protocol": "test", "per_image": {"abs_rel": 0.25}}
 
@@ -59,8 +60,8 @@ class Zoo:
         self.shelf, self.hub, self.bundled = root / "shelf", root / "hub", root / "checkout"
         self.bundled.mkdir()
         self.manifest = root / "manifest.json"
-        source = weights.save(make_tiny(), root / "saved", "nyu", {"metrics": METRICS})
-        written = weights.publish(source, weights.read_metadata(source), self.shelf, self.manifest)
+        source = save(make_tiny(), root / "saved", "nyu", {"metrics": METRICS})
+        written = publish(source, weights.read_metadata(source), self.shelf, self.manifest)
         self.card = json.loads(written.read_text())
         self.good = (self.shelf / self.card["file"]).read_bytes()
         self.cached = self.hub / "checkpoints" / self.card["file"]

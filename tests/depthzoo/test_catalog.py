@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from depthzoo import cli, weights
-from depthzoo.models import unet_mobilenet_v3
+from depthzoo import cli, unet_mobilenet_v3, weights
+from train.cards import write_weights
 
 CARD = {
     "parameters": 3_479_473,
@@ -82,7 +82,7 @@ def test_info_of_a_file_and_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     run = tmp_path / "mine"
     run.mkdir()
     model = unet_mobilenet_v3(weights=None)
-    weights.write_weights(model, run / "model.safetensors", {"tag": "mine", "size": [96, 128]})
+    write_weights(model, run / "model.safetensors", {"tag": "mine", "size": [96, 128]})
     for path in (run, run / "model.safetensors"):
         assert cli.main(["info", str(path)]) == 0
         text = capsys.readouterr().out

@@ -12,10 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthzoo import cli, prediction, weights
-from depthzoo.models import unet_mobilenet_v3
+from depthzoo import Prediction, __version__, cli, unet_mobilenet_v3
 from depthzoo.predictor import Predictor
-from depthzoo.version import __version__
 
 
 class Red(nn.Module):
@@ -187,7 +185,9 @@ def test_weights_of_a_file_or_a_run_bring_their_model(
     monkeypatch.chdir(tmp_path)
     save("a.png")
     Path("run").mkdir()
-    weights.write_weights(unet_mobilenet_v3(weights=None), Path("run/model.safetensors"), {"size": [32, 64]})
+    from train.cards import write_weights
+
+    write_weights(unet_mobilenet_v3(weights=None), Path("run/model.safetensors"), {"size": [32, 64]})
     for path in ("run", "run/model.safetensors"):
         assert cli.main(["predict", "a.png", "--weights", path, "--save", "npy", "--device", "cpu"]) == 0
         assert np.load("out/a.npy").mean() == pytest.approx(2.54, abs=0.5)
@@ -225,12 +225,12 @@ def test_interrupt(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     for name in ("a.png", "b.png"):
         save(name)
 
-    def interrupted(self: prediction.Prediction, path: Path) -> None:
+    def interrupted(self: Prediction, path: Path) -> None:
         if Path(path).stem == "b":
             raise KeyboardInterrupt
-        prediction.Prediction.save_depth16(self, path.with_suffix(".png"))
+        Prediction.save_depth16(self, path.with_suffix(".png"))
 
-    monkeypatch.setattr(prediction.Prediction, "save_npy", interrupted)
+    monkeypatch.setattr(Prediction, "save_npy", interrupted)
     assert cli.main(["predict", ".", "--save", "npy"]) == 130
     assert capsys.readouterr().err.splitlines() == ["depthzoo: interrupted; what has been written is whole"]
     assert names(folder / "out") == ["a.png"]
@@ -256,9 +256,7 @@ def test_full_disk_and_full_memory(
 
 def test_the_command_for_real(tmp_path: Path) -> None:
     """``python -m depthzoo`` from another directory, with weights from a file."""
-    path = weights.save(
-        unet_mobilenet_v3(weights=None), tmp_path, "test", {"size": [32, 64], "arguments": {}}
-    )
+    path = save(unet_mobilenet_v3(weights=None), tmp_path, "test", {"size": [32, 64], "arguments": {}})
     save(str(tmp_path / "a.png"))
     command = [sys.executable, "-m", "depthzoo", "predict", "a.png", "--save", "depth16,ply"]
     command += ["--model", "unet_mobilenet_v3", "--weights", path.name, "--device", "cpu"]

@@ -174,7 +174,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     model = depthzoo.unet_mobilenet_v3(weights=None, head="linear", max_depth=20.0)
     card = {"model": model.name, "tag": "test", "arguments": model.arguments}
-    return depthzoo.weights.save(model, tmp_path_factory.mktemp("weights"), "test", card)
+    return depthzoo.save(model, tmp_path_factory.mktemp("weights"), "test", card)
 
 
 @pytest.mark.usefixtures("offline")
@@ -208,7 +208,7 @@ def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> No
     ):
         depthzoo.unet_resnet50(weights=saved)
     # Its options are none of the other's.
-    path = depthzoo.weights.save(depthzoo.unet(weights=None, width=4), tmp_path, "test", {})
+    path = depthzoo.save(depthzoo.unet(weights=None, width=4), tmp_path, "test", {})
     with pytest.raises(ValueError, match=r"holds weights of unet, not of unet_mobilenet_v3$"):
         depthzoo.unet_mobilenet_v3(weights=path)
 
@@ -216,7 +216,7 @@ def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> No
 @torch.no_grad()
 def test_saved_weights_keep_their_range_of_depth(tmp_path: Path) -> None:
     model = depthzoo.unet_mobilenet_v3(weights=None, max_depth=80.0, mean_depth=20.0).eval()
-    again = depthzoo.unet_mobilenet_v3(weights=depthzoo.weights.save(model, tmp_path, "test", {}))
+    again = depthzoo.unet_mobilenet_v3(weights=depthzoo.save(model, tmp_path, "test", {}))
     assert again.arguments == {"max_depth": 80.0, "mean_depth": 20.0} and again.max_depth == 80
     x = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(again(x), model(x), rtol=0.02, atol=0.1)

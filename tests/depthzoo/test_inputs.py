@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from depthzoo.inputs import find_pictures, unique_stems
+from depthzoo.images import find_images, unique_stems
 
 
 def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("notes.txt").write_text("no picture")
 
     def found(*texts: str, recursive: bool = False) -> list[str]:
-        return [path.as_posix() for path in find_pictures(texts, recursive)[0]]
+        return [path.as_posix() for path in find_images(texts, recursive)[0]]
 
     assert found(".") == ["a.png", "b.JPG", "e[1].png"]
     assert found(".", recursive=True) == ["a.png", "b.JPG", "e[1].png", "sub/c.png"]
@@ -24,7 +24,7 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found("**/c.*") == ["sub/c.png"]
     assert found("e[1].png", "e[[]1].png", "./e[1].png") == ["e[1].png"]
     assert found("notes.txt") == ["notes.txt"]
-    assert find_pictures(["x.png", "*.gif", ".git"])[1] == [
+    assert find_images(["x.png", "*.gif", ".git"])[1] == [
         "x.png: no such file or folder",
         "*.gif: matches no file",
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import depthzoo
 from depthzoo import losses
-from depthzoo.losses import MultiScale
+from depthzoo.losses import MultiScaleLoss
 
 NAMES = depthzoo.list_losses()
 
@@ -172,16 +172,16 @@ def test_multi_scale_upsamples_each_head_and_weighs_it() -> None:
     heads = [torch.full((2, 1, 16 // s, 24 // s), 2.0 + e) for s, e in ((1, 1), (2, 2), (4, 3), (8, 4))]
     mask = everywhere(target)
     l1 = depthzoo.create_loss("l1")
-    assert MultiScale(l1)(heads, target, mask).item() == pytest.approx(1 + 2 / 2 + 3 / 4 + 4 / 8)
-    assert MultiScale(l1, (1.0, 10.0))(heads, target, mask).item() == pytest.approx(21)
-    assert MultiScale(l1)(heads[:1], target, mask).item() == pytest.approx(1)
+    assert MultiScaleLoss(l1)(heads, target, mask).item() == pytest.approx(1 + 2 / 2 + 3 / 4 + 4 / 8)
+    assert MultiScaleLoss(l1, (1.0, 10.0))(heads, target, mask).item() == pytest.approx(21)
+    assert MultiScaleLoss(l1)(heads[:1], target, mask).item() == pytest.approx(1)
 
 
 def test_multi_scale_keeps_invalid_pixels_out_and_sizes_that_do_not_divide() -> None:
     target = torch.full((1, 1, 33, 47), 2.0)
     target[..., ::3, ::5] = math.nan
     heads = [torch.full((1, 1, h, w), 3.0, requires_grad=True) for h, w in ((33, 47), (17, 24), (5, 6))]
-    loss = MultiScale(depthzoo.create_loss("mse"))(heads, target, target.isfinite())
+    loss = MultiScaleLoss(depthzoo.create_loss("mse"))(heads, target, target.isfinite())
     assert loss.item() == pytest.approx(1.75)
     loss.backward()
     assert all((head.grad != 0).any() and head.grad.isfinite().all() for head in heads)

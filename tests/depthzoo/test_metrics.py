@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics, Protocol
+from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics, EvalProtocol
 
-FULL = Protocol(crop=None)
+FULL = EvalProtocol(crop=None)
 
 
 def by_numpy(p: np.ndarray, d: np.ndarray, valid: np.ndarray) -> dict[str, float]:
@@ -126,7 +126,7 @@ def test_prediction_is_clipped_to_the_range_and_truth_outside_does_not_count() -
     assert metrics.compute()["pooled"]["rmse"] == pytest.approx(
         math.sqrt(sum(e**2 for e in errors) / 3), rel=1e-6
     )
-    metrics = DepthMetrics(Protocol(crop=None, min_depth=1.0, max_depth=5.0))
+    metrics = DepthMetrics(EvalProtocol(crop=None, min_depth=1.0, max_depth=5.0))
     metrics.update(torch.tensor([[[9.0, 9.0]]]), torch.tensor([[[4.0, 6.0]]]))
     assert metrics.compute()["pooled"]["abs_rel"] == 0.25
 
@@ -155,7 +155,7 @@ def test_protocols_by_name() -> None:
     with pytest.raises(ValueError, match=r"the crop \(45, 471, 41, 601\) is for 480x640 truth, got 240x320"):
         DepthMetrics().update(torch.ones(1, 240, 320), torch.ones(1, 240, 320))
     with pytest.raises(ValueError, match=r"the crop \(0, 9, 0, 9\) is for 480x640 truth"):
-        Protocol(crop=(0, 9, 0, 9)).valid(torch.ones(48, 64))
+        EvalProtocol(crop=(0, 9, 0, 9)).valid(torch.ones(48, 64))
 
 
 # What is left out and what is refused.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import depthzoo
-from depthzoo.models.blocks import DepthModel
+from depthzoo.models.base import DepthModel
 
 # Counted by hand or published: exact where a design is.
 PARAMETERS = {
@@ -62,7 +62,7 @@ def wild(model: DepthModel) -> DepthModel:
     """The same with weights that saturate every head."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, depthzoo.models.blocks.DepthHead):
+            if isinstance(module, depthzoo.models.base.DepthHead):
                 module.conv.weight.mul_(1e5)
     return model
 
@@ -283,7 +283,7 @@ def test_a_narrow_unet(name: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in fresh(name).parameters()) / 55
     assert fresh(name).encoder.out_channels == (64, 128, 256, 512, 1024)
     path = tmp_path / "narrow.safetensors"
-    depthzoo.weights.write_weights(narrow, path, {"model": name, "arguments": narrow.arguments})
+    depthzoo.write_weights(narrow, path, {"model": name, "arguments": narrow.arguments})
     again = depthzoo.create_model(name, weights=path)
     assert again.encoder.out_channels == narrow.encoder.out_channels
     with pytest.raises(ValueError, match="was trained with width=8, not 64"):

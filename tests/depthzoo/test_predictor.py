@@ -9,9 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthzoo.prediction import Prediction
-from depthzoo.predictor import Predictor, predictor, resize_depth, resize_image, select_device, working_size
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
+from depthzoo.predictor import (
+    Prediction,
+    Predictor,
+    predictor,
+    resize_depth,
+    resize_image,
+    select_device,
+    working_size,
+)
 
 SIZE = (64, 96)
 

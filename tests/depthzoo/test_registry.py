@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 import depthzoo
-from depthzoo.registry import LOSSES, MODELS, Registry, closest
+from depthzoo import losses
+from depthzoo.errors import suggest
+from depthzoo.models import _api, get_builder
 
 SIX = [
     "dispnet_vgg16",
@@ -18,8 +20,8 @@ SIX = [
 
 
 def builder(name: str) -> Callable[..., object]:
-    def build(**options: object) -> object:
-        return name, options
+    def build(weights: object = None, head: object = None, x: object = None) -> object:
+        return name, {"weights": weights, "head": head, "x": x}
 
     build.__name__ = name
     return build
@@ -27,13 +29,13 @@ def builder(name: str) -> Callable[..., object]:
 
 @pytest.fixture
 def empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (MODELS, LOSSES):
-        monkeypatch.setattr(table, "_builders", {})
+    monkeypatch.setattr(_api, "BUILDERS", {})
+    monkeypatch.setattr(losses, "LOSSES", {})
 
 
 def test_the_six_models() -> None:
     assert depthzoo.list_models() == SIX
-    assert all(MODELS.get(name) is getattr(depthzoo, name) for name in SIX)
+    assert all(get_builder(name) is getattr(depthzoo, name) for name in SIX)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_patterns_are_those_of_a_shell(pattern: str, names: list[str]) -> None:
     ("register", "names", "create"),
     [
         (depthzoo.register_model, depthzoo.list_models, depthzoo.create_model),
-        (depthzoo.register_loss, depthzoo.list_losses, depthzoo.create_loss),
+        (lambda b: depthzoo.register_loss(b.__name__)(b), depthzoo.list_losses, depthzoo.create_loss),
     ],
     ids=["model", "loss"],
 )
@@ -78,15 +80,11 @@ def test_weights_are_default_unless_something_else_is_said() -> None:
 
 
 def test_duplicates_raise_and_change_nothing() -> None:
-    with pytest.raises(ValueError, match=r"model 'unet' is registered already, by depthzoo\.models\.unet"):
+    with pytest.raises(ValueError, match=r"model 'unet' is already registered, by depthzoo\.models\.unet"):
         depthzoo.register_model(builder("unet"))
-    with pytest.raises(ValueError, match=r"loss 'silog' is registered already, by depthzoo\.losses"):
-        depthzoo.register_loss(builder("silog"))
-    assert MODELS.get("unet") is depthzoo.unet
-    # Models and losses are two tables.
-    table = Registry("model")
-    table.register(builder("silog"))
-    assert table.names() == ["silog"]
+    with pytest.raises(ValueError, match=r"loss 'silog' is already registered, by depthzoo\.losses"):
+        depthzoo.register_loss("silog")(builder("silog"))
+    assert get_builder("unet") is depthzoo.unet
 
 
 def test_unknown_model_has_the_closest_names() -> None:
@@ -100,6 +98,6 @@ def test_unknown_model_has_the_closest_names() -> None:
 
 
 def test_closest() -> None:
-    assert closest("nyu-combind", ["nyu-mse", "nyu-combined"]) == "did you mean 'nyu-combined', 'nyu-mse'?"
-    assert closest("x", ["beta", "alpha"]) == "there are: alpha, beta"
-    assert closest("x", []) == "there are: none"
+    assert suggest("nyu-combind", ["nyu-mse", "nyu-combined"]) == "did you mean 'nyu-combined', 'nyu-mse'?"
+    assert suggest("x", ["beta", "alpha"]) == "there are: alpha, beta"
+    assert suggest("x", []) == "there are: none"

@@ -7,7 +7,7 @@ import pytest
 
 from depthzoo import visualize
 from depthzoo.colormaps import COLORMAPS
-from depthzoo.prediction import Prediction
+from depthzoo.predictor import Prediction
 
 RAMP = np.linspace(1, 3, 201, dtype=np.float32)[None].repeat(50, axis=0)
 BLACK = np.zeros((*RAMP.shape, 3), np.uint8)
@@ -17,15 +17,15 @@ BLACK = np.zeros((*RAMP.shape, 3), np.uint8)
 def test_colors_are_matplotlibs(name: str) -> None:
     colormaps = pytest.importorskip("matplotlib").colormaps
     expected = np.rint(colormaps[name](np.arange(256))[:, :3] * 255)
-    np.testing.assert_array_equal(visualize.palette(name), expected)
+    np.testing.assert_array_equal(visualize.colormap_lut(name), expected)
 
 
 def test_turbo_goes_from_blue_over_green_to_red() -> None:
     """The ends and the middle that are published; nearest is last in the reversed map."""
-    turbo = visualize.palette("turbo")
+    turbo = visualize.colormap_lut("turbo")
     np.testing.assert_array_equal(turbo[[0, -1]], [[48, 18, 59], [122, 4, 3]])
     assert turbo[128].argmax() == 1 and turbo[50].argmax() == 2 and turbo[220].argmax() == 0
-    np.testing.assert_array_equal(visualize.palette("turbo_r"), turbo[::-1])
+    np.testing.assert_array_equal(visualize.colormap_lut("turbo_r"), turbo[::-1])
 
 
 def test_range_stays_and_invalid_is_grey() -> None:
@@ -35,13 +35,13 @@ def test_range_stays_and_invalid_is_grey() -> None:
 
 
 def test_default_range_is_the_1st_and_99th_percentile() -> None:
-    near, far = visualize.near_far(RAMP)
+    near, far = visualize.percentile_range(RAMP)
     assert near == pytest.approx(1.02, abs=0.011) and far == pytest.approx(2.98, abs=0.011)
     outlier = RAMP.copy()
     outlier[0, :3] = 0, np.nan, 1000
-    assert visualize.near_far(outlier)[1] < 3
-    assert visualize.near_far(np.zeros((3, 3))) == (0, 1)
-    assert visualize.near_far(RAMP * 0 + 1, RAMP * 0 + 5) == (1, 5)
+    assert visualize.percentile_range(outlier)[1] < 3
+    assert visualize.percentile_range(np.zeros((3, 3))) == (0, 1)
+    assert visualize.percentile_range(RAMP * 0 + 1, RAMP * 0 + 5) == (1, 5)
 
 
 def test_constant_and_empty_depth_can_be_drawn() -> None:

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from depthzoo import weights
+from depthzoo.models import list_models
 from depthzoo.weights import WeightsError
+from train.cards import publish, save
 
 
 def test_the_table_lists_tags_default_first(zoo: Any, tiny: Any) -> None:
     for tag in ("a-first", "z-last"):
-        path = weights.save(tiny(), zoo.shelf, tag, {})
-        weights.publish(path, weights.read_metadata(path), zoo.shelf, zoo.manifest)
-    assert weights.models_with_weights() == ["tiny"]
+        path = save(tiny(), zoo.shelf, tag, {})
+        publish(path, weights.read_metadata(path), zoo.shelf, zoo.manifest)
+    assert list_models(pretrained=True) == ["tiny"]
     assert weights.tags("tiny") == ("nyu", "a-first", "z-last")
     assert weights.tags("other") == ()
     assert weights.card("tiny") == weights.card("tiny", "nyu") == zoo.card
@@ -25,7 +27,7 @@ def test_the_table_lists_tags_default_first(zoo: Any, tiny: Any) -> None:
 
 
 def test_the_shipped_table_is_whole() -> None:
-    for model in weights.models_with_weights():
+    for model in list_models(pretrained=True):
         for tag in weights.tags(model):
             card = weights.card(model, tag)
             assert (card["model"], card["tag"]) == (model, tag)
@@ -116,10 +118,10 @@ def test_a_local_file_with_another_digest(zoo: Any, place: str, one_line: Any) -
 
 def test_publish_writes_card_and_table(zoo: Any, tmp_path: Path, tiny: Any) -> None:
     run = tmp_path / "run"
-    path = weights.save(tiny(seed=3), run, "rooms", {"metrics": {"abs_rel": 0.25}})
+    path = save(tiny(seed=3), run, "rooms", {"metrics": {"abs_rel": 0.25}})
     path = path.rename(run / "model.safetensors")
     card = weights.read_metadata(path) | {"note": "more than the header"}
-    written = weights.publish(path, card, zoo.shelf, zoo.manifest, default=True)
+    written = publish(path, card, zoo.shelf, zoo.manifest, default=True)
     full = weights.card("tiny", "rooms")
     assert weights.tags("tiny") == ("rooms", "nyu")
     assert full == card | {
@@ -133,7 +135,7 @@ def test_publish_writes_card_and_table(zoo: Any, tmp_path: Path, tiny: Any) -> N
     table = {"tiny": {"default": "rooms", "tags": {"nyu": zoo.card, "rooms": full}}}
     assert zoo.manifest.read_text() == json.dumps(table, indent=2, sort_keys=True) + "\n"
     # Once more, from its place: nothing changes.
-    weights.publish(zoo.shelf / full["file"], full, zoo.shelf, zoo.manifest)
+    publish(zoo.shelf / full["file"], full, zoo.shelf, zoo.manifest)
     assert zoo.manifest.read_text() == json.dumps(table, indent=2, sort_keys=True) + "\n"
     assert len(list(zoo.shelf.iterdir())) == 4
 
@@ -156,6 +158,6 @@ def test_publish_refuses_the_card_of_another_file(
     path = zoo.shelf / zoo.card["file"]
     card = {key: value for key, value in zoo.card.items() if key not in ("file", "sha256", "bytes")}
     with pytest.raises(WeightsError, match=said) as error:
-        weights.publish(path, card | wrong, zoo.shelf, zoo.manifest)
+        publish(path, card | wrong, zoo.shelf, zoo.manifest)
     one_line(error)
     assert before == {p: p.read_bytes() for p in (zoo.manifest, *zoo.shelf.iterdir())}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from depthzoo import weights
 from depthzoo.weights import WeightsError
+from train.cards import save
 
 METRICS = {"protocol": "test", "per_image": {"abs_rel": 0.25}}
 
@@ -35,7 +36,7 @@ def rounded(model: nn.Module) -> nn.Module:
 
 def test_what_is_stored(tmp_path: Path, tiny: Any) -> None:
     card = {"metrics": METRICS, "size": [64, 96], "file": "old", "sha256": "old", "bytes": 1}
-    path = weights.save(tiny(), tmp_path, "nyu-mse", card)
+    path = save(tiny(), tmp_path, "nyu-mse", card)
     assert path.name == f"tiny_nyu-mse-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.safetensors"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     stored = {name: tensor.dtype for name, tensor in safetensors.torch.load_file(path).items()}
@@ -54,17 +55,17 @@ def test_what_is_stored(tmp_path: Path, tiny: Any) -> None:
 
 
 def test_equal_models_give_equal_files_and_a_reload_is_exact(tmp_path: Path, tiny: Any) -> None:
-    first = weights.save(tiny(), tmp_path / "a", "nyu", {"x": 1, "y": 2})
+    first = save(tiny(), tmp_path / "a", "nyu", {"x": 1, "y": 2})
     model = tiny(seed=1)
     weights.load_into(model, first)
     assert same(model, rounded(tiny()))
     assert model.norm.num_batches_tracked.item() == 2**40 + 1
-    second = weights.save(model, tmp_path / "b", "nyu", {"y": 2, "x": 1})
+    second = save(model, tmp_path / "b", "nyu", {"y": 2, "x": 1})
     assert second.read_bytes() == first.read_bytes()
 
 
 def test_load_state_is_float32_and_independent_of_the_file(tmp_path: Path, tiny: Any) -> None:
-    path = weights.save(tiny(), tmp_path, "nyu", {})
+    path = save(tiny(), tmp_path, "nyu", {})
     state = weights.load_state(path)
     with open(path, "r+b") as file:  # in place, so that a mapping would show it
         file.write(b"\xff" * path.stat().st_size)
@@ -80,7 +81,7 @@ def test_tied_and_strided_tensors_are_saved(tmp_path: Path, tiny: Any) -> None:
     model.twin.register_buffer("grid", model.grid)  # 1e6: float32 under both names, or it overflows
     with torch.no_grad():
         model.conv.weight = nn.Parameter(model.conv.weight.to(memory_format=torch.channels_last))
-    state = weights.load_state(weights.save(model, tmp_path, "nyu", {}))
+    state = weights.load_state(save(model, tmp_path, "nyu", {}))
     assert torch.equal(state["conv.weight"], tiny().conv.weight.half().float())
     assert torch.equal(state["again.weight"], state["conv.weight"])
     assert torch.equal(state["twin.grid"], state["grid"])
@@ -101,7 +102,7 @@ def test_non_finite_tensors_are_not_saved(
     with torch.no_grad():
         model.state_dict()[name].fill_(value)
     with pytest.raises(WeightsError, match=f"tiny: not saved, non-finite values: {said}$"):
-        weights.save(model, tmp_path / "out", "nyu", {})
+        save(model, tmp_path / "out", "nyu", {})
     assert not (tmp_path / "out").exists()
 
 
@@ -120,7 +121,7 @@ def test_bad_tags_and_cards_are_not_saved(
     tmp_path: Path, tag: str, card: dict[str, Any], said: str, tiny: Any, one_line: Any
 ) -> None:
     with pytest.raises(WeightsError, match=said) as error:
-        weights.save(tiny(), tmp_path / "out", tag, card)
+        save(tiny(), tmp_path / "out", tag, card)
     one_line(error)
     assert not (tmp_path / "out").exists()
 
@@ -183,7 +184,7 @@ def pickled(path: Path, tiny: Any) -> None:
 
 
 def cut(path: Path, tiny: Any) -> None:
-    path.write_bytes(weights.save(tiny(), path.parent, "nyu", {}).read_bytes()[:-10])
+    path.write_bytes(save(tiny(), path.parent, "nyu", {}).read_bytes()[:-10])
 
 
 def nothing(path: Path, tiny: Any) -> None:

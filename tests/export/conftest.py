@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthzoo.models import DepthModel, unet_mobilenet_v3
-from depthzoo.models.blocks import DepthHead, Upsample2x, conv_bn_relu, match_size
+from depthzoo import unet_mobilenet_v3
+from depthzoo.models import DepthModel
+from depthzoo.models.base import DepthHead
+from depthzoo.models.layers import Upsample2x, conv_bn_relu, match_size
 from export import to_onnx
 from export.graph import trace
 from export.to_onnx import export_onnx

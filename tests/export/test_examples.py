@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from export.facts import describe
 from export.run_onnx import OnnxDepth, size_warning
 

@@ -14,10 +14,8 @@ import onnxruntime
 import pytest
 import torch
 
-from depthzoo.models import DepthModel
+from depthzoo.models import DepthModel, create_model, list_models
 from depthzoo.predictor import Predictor
-from depthzoo.registry import create_model, list_models
-from depthzoo.weights import models_with_weights
 from export import graph, to_onnx
 from export.graph import ExportError
 from export.parity import Parity, shapes_to_compare
@@ -357,7 +355,7 @@ def test_all_means_those_that_have_weights(
         return Parity(0, 0, 0, 0, 0, {}, "", (), "")
 
     monkeypatch.setattr(to_onnx, "export_onnx", export)
-    have = models_with_weights()
+    have = list_models(pretrained=True)
     assert main(["--all", "--out", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert err == "to_onnx: error: too far from PyTorch\n"

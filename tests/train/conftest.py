@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.registry import create_model
-from depthzoo.weights import write_weights
+from depthzoo.models import create_model
+from train.cards import write_weights
 from train.prepare import write
 from train.rooms import render
 from train.shards import ShardDataset, ShardWriter, write_dataset

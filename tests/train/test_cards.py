@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from depthzoo import weights as zoo_weights
+from depthzoo.models import create_model
 from depthzoo.predictor import Predictor
-from depthzoo.registry import create_model
 from train.arguments import command
 from train.cards import (
     PICTURE,
@@ -21,6 +21,7 @@ from train.cards import (
     make_card,
     renew_card,
     store_weights,
+    write_weights,
 )
 from train.evaluate import evaluate, parser, run, torch_predict
 from train.shards import ShardDataset
@@ -63,7 +64,7 @@ def test_a_card_is_written_beside_the_weights(real_set: Path, weights_file: Path
     assert make_card(model, report, NYU | {"terms": "research use"})["terms"] == "research use"
     assert zoo_weights.read_metadata(path)["metrics"] == stored["metrics"]
     table = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
-    assert table["unet_mobilenet_v3"]["tags"]["nyu"]["sha256"] == stored["sha256"]
+    assert table["unet_mobilenet_v3"]["nyu"]["sha256"] == stored["sha256"]
     assert stored["failures"] == {"worst": []}
     assert stored["metrics"]["protocol"] == (
         "3 official test frames of NYU Depth V2, filled truth at 480x640, crop [45:471, 41:601], 0.001 < d < 10 m, "
@@ -99,7 +100,7 @@ def test_a_card_is_renewed_beside_weights_that_stay(
         "unit": "m",
     }
     torch.manual_seed(0)
-    zoo_weights.write_weights(create_model("unet_mobilenet_v3", weights=None), weights_file, card)
+    write_weights(create_model("unet_mobilenet_v3", weights=None), weights_file, card)
     folder = tmp_path / "zoo"
     arguments = ["--data", str(real_set), "--card", str(folder)]
     assert command(parser(), run, [str(weights_file), *arguments]) == 0
@@ -132,6 +133,6 @@ def test_a_run_or_another_tag_is_stored_anew(weights_file: Path) -> None:
     assert not is_stored(weights_file, folder, "nyu")  # a run's own file, not evaluated yet
     header = zoo_weights.read_metadata(weights_file)
     model = create_model("unet_mobilenet_v3", weights=None)
-    zoo_weights.write_weights(model, weights_file, header | {"metrics": {}})
+    write_weights(model, weights_file, header | {"metrics": {}})
     assert is_stored(weights_file, folder, "nyu")
     assert not is_stored(weights_file, folder, "mine") and not is_stored(weights_file, folder / "zoo", "nyu")

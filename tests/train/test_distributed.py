@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from train.checkpoint import load_checkpoint, same
 from train.codec import encode_depth, encode_image
 from train.config import AugmentConfig, TrainConfig, load_recipe

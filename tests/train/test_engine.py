@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from train.__main__ import parser, run
 from train.arguments import command
 from train.checkpoint import load_checkpoint, same

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from depthzoo.metrics import METRICS, Protocol
+from depthzoo.metrics import METRICS, EvalProtocol
 from train.failures import ByDistance, failures, limits
 
-WHOLE = Protocol(crop=None)
+WHOLE = EvalProtocol(crop=None)
 
 
 def test_errors_by_true_distance() -> None:
@@ -85,6 +85,6 @@ def test_outdoors_is_ruled_out_only_where_all_data_are_known_to_be_of_rooms(
 
 
 def test_bands_end_where_the_range_does() -> None:
-    by_distance = ByDistance(Protocol(crop=None, max_depth=50.0))
+    by_distance = ByDistance(EvalProtocol(crop=None, max_depth=50.0))
     by_distance.update(torch.full((1, 1, 1, 2), 30.0), torch.tensor([30.0, 45.0]).reshape(1, 1, 1, 2))
     assert [band["metres"] for band in by_distance.compute()] == [[20, 40], [40, 50]]

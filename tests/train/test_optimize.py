@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthzoo.models.blocks import Upsample2x
-from depthzoo.registry import create_model
-from depthzoo.weights import write_weights
+from depthzoo.models import create_model
+from depthzoo.models.layers import Upsample2x
+from train.cards import write_weights
 from train.config import TrainConfig
 from train.distributed import World
 from train.learner import Learner, build_model

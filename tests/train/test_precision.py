@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from train.config import TrainConfig, load_recipe
 from train.engine import Run
 from train.feed import Sources

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from depthzoo.registry import create_model
+from depthzoo.models import create_model
 from depthzoo.weights import read_metadata
 from train.arguments import command
 from train.checkpoint import load_checkpoint, same

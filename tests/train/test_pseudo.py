@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from depthzoo.models import create_model
 from depthzoo.predictor import Predictor
-from depthzoo.registry import create_model
 from train.arguments import command
 from train.loading import DecodedSet
 from train.pictures import Picture, find_pictures

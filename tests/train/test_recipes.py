@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 
 from depthzoo import weights
-from depthzoo.registry import create_model, list_losses, list_models
+from depthzoo.losses import list_losses
+from depthzoo.models import create_model, list_models
 from train.__main__ import parser, run
 from train.arguments import command
 from train.config import AugmentConfig, TrainConfig, load_recipe
@@ -120,7 +121,7 @@ def test_the_readme_lists_every_recipe_with_the_images_it_sees() -> None:
 
 # Where files are and how often they are written: not what was trained.
 ASIDE = ("init", "encoder_weights", "validate_every", "checkpoint_every")
-BUNDLED = [(name, tag) for name in weights.models_with_weights() for tag in weights.tags(name)]
+BUNDLED = [(name, tag) for name in list_models(pretrained=True) for tag in weights.tags(name)]
 
 
 @pytest.mark.parametrize(("name", "tag"), BUNDLED)

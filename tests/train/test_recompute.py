@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthzoo.registry import create_model, list_models
+from depthzoo.models import create_model, list_models
 from train.optimize import recompute_activations
 
 QUICK = {"unet_mobilenet_v3", "dispnet_vgg16"}

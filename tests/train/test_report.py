@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from depthzoo.metrics import METRICS
-from depthzoo.registry import create_model
-from depthzoo.weights import write_weights
+from depthzoo.models import create_model
 from train import tracking
 from train.arguments import command
+from train.cards import write_weights
 from train.curves import series, ticks
 from train.inference import torch_predict
 from train.report import collect_samples, parser, report_run, run, write_report

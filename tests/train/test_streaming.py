@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthzoo.download import sha256_of
+from depthzoo.files import sha256_of
 from train.__main__ import parser, run
 from train.arguments import command
 from train.checkpoint import load_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from depthzoo.download import sha256_of
+from depthzoo.files import sha256_of
 from depthzoo.weights import read_metadata
 from train.__main__ import parser, run
 from train.arguments import command

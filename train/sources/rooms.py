@@ -36,9 +36,7 @@ class Rooms(Source):
     def about(self) -> dict[str, Any]:
         camera = "synthetic, focal length of the Kinect v1 of NYU Depth V2"
         if self.varied:
-            camera = (
-                "synthetic, focal lengths of 0.75 to 1.6 times the Kinect v1's, depth stored for the Kinect v1's"
-            )
+            camera = "synthetic, focal lengths of 0.75 to 1.6 times the Kinect v1's, depth stored for the Kinect v1's"
         return {"terms": "synthetic, made by this project, MIT", "camera": camera}
 
     def settings(self) -> dict[str, Any]:

@@ -1,17 +1,14 @@
 """What every model of the zoo is made of: the contract, the normalisation, the head, the seam."""
 
-import inspect
 import math
-import os
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthzoo import weights as weights_module
+from depthzoo.models.layers import match_size
 
 MIN_SIZE = 32
 FAR_OFF = (
@@ -44,52 +41,6 @@ class ImageNetNormalize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return (image.float() - self.mean) / self.std
-
-
-def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3, bias: bool = False) -> nn.Sequential:
-    """Convolution that keeps the size, BatchNorm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def double_conv(in_channels: int, out_channels: int, bias: bool = False) -> nn.Sequential:
-    """Two 3x3 convolutions, each with BatchNorm and ReLU: the block of the U-Net."""
-    return nn.Sequential(
-        *conv_bn_relu(in_channels, out_channels, bias=bias),
-        *conv_bn_relu(out_channels, out_channels, bias=bias),
-    )
-
-
-def separable_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Depthwise 3x3, then pointwise convolution, each with BatchNorm and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
-        nn.BatchNorm2d(in_channels),
-        nn.ReLU(inplace=True),
-        *conv_bn_relu(in_channels, out_channels, kernel=1),
-    )
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize to ``size`` (H, W)."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def match_size(x: Tensor, skip: Tensor) -> Tensor:
-    """``x`` at the size of ``skip``; untouched where the sizes agree, so that export traces nothing."""
-    if x.shape[-2:] != skip.shape[-2:]:
-        x = resize(x, skip.shape[-2:])
-    return x
-
-
-class Upsample2x(nn.Module):
-    """Bilinear upsampling by two, with no parameter of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class Encoder(nn.Module):
@@ -253,82 +204,3 @@ class DepthModel(nn.Module):
                 f"{image.shape[-2]}x{image.shape[-1]}; depthzoo.Predictor(model) scales each picture to fit",
                 stacklevel=2,
             )
-
-
-def load_encoder(encoder: Encoder, encoder_weights: str | os.PathLike[str] | None, imagenet: Any) -> None:
-    """Fills ``encoder.body``: None leaves it random, "imagenet" downloads torchvision's, a path reads a file.
-
-    Raises:
-        ValueError: for an encoder that has no ImageNet weights, a download that fails or has another digest, or a
-            file that does not fit.
-    """
-    if encoder_weights is None:
-        return
-    if encoder_weights != "imagenet":
-        weights_module.load_into(encoder.body, encoder_weights)  # type: ignore[arg-type]
-        return
-    if imagenet is None:
-        raise ValueError(
-            "encoder_weights='imagenet': this encoder is no ImageNet network; use None or a path"
-        )
-    try:
-        state = imagenet.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # a digest that differs is a RuntimeError of torch.hub
-        raise weights_module.WeightsError(
-            f"encoder_weights='imagenet': cannot download {imagenet.url}: {weights_module.reason(error)}; without a "
-            "network use None or a path"
-        ) from error
-    own = encoder.body.state_dict()  # type: ignore[union-attr]
-    # By the file's keys: a file older than num_batches_tracked (VGG's) has none, and BatchNorm fills it in.
-    body = {key: value for key, value in state.items() if key in own}
-    encoder.body.load_state_dict(body, strict=True)  # type: ignore[union-attr]
-
-
-def assemble(
-    factory: Callable[..., DepthModel],
-    name: str,
-    weights: str | os.PathLike[str] | None,
-    encoder_weights: str | os.PathLike[str] | None,
-    imagenet: Any = None,
-    **options: Any,
-) -> DepthModel:
-    """Builds a registered model and fills it.
-
-    Args:
-        factory: takes the options and gives the network.
-        name: the builder's.
-        weights, encoder_weights: see the builders.
-        imagenet: torchvision's weights of the encoder, or None where there are none.
-        **options: of the factory; None is left out. Trained weights bring their own, with which these must agree.
-
-    Raises:
-        ValueError: for weights of another model, options that they contradict, and whatever loading raises.
-    """
-    options = {key: value for key, value in options.items() if value is not None}
-    if weights is None:
-        model = factory(**options)
-        model.name, model.arguments = name, options
-        load_encoder(model.encoder, encoder_weights, imagenet)
-        return model
-    if encoder_weights is not None:
-        raise ValueError(f"{name}: encoder_weights are for a fresh model; add weights=None")
-    path = weights_module.find(name, weights)
-    card = weights_module.read_metadata(path)
-    if card.get("model", name) != name:
-        raise weights_module.WeightsError(f"{path}: holds weights of {card['model']}, not of {name}")
-    # A file of another origin does not say how its model was built: the caller does.
-    arguments = dict(card.get("arguments", options))
-    for key, value in options.items():
-        trained = arguments.get(key, _default(factory, key))
-        if value != trained:
-            raise ValueError(f"{name}: {path.name} was trained with {key}={trained!r}, not {value!r}")
-    model = factory(**arguments)
-    model.name, model.arguments, model.card = name, arguments, card
-    weights_module.load_into(model, path)
-    return model.eval()
-
-
-def _default(factory: Callable[..., DepthModel], option: str) -> Any:
-    """What an option is that a card does not name."""
-    parameters = {**inspect.signature(DepthHead).parameters, **inspect.signature(factory).parameters}
-    return parameters[option].default
