@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from depthzoo.errors import DatasetError
 from train.codec import depth_steps, encode_image, encode_steps
 from train.shards import DEFAULT_RANGE
 from train.sources.base import Frame, FrameError, Item, Source
@@ -70,8 +69,11 @@ def encode(source: Source, item: Item, size: tuple[int, int] | None) -> Sample:
     positive = frame.depth[np.isfinite(frame.depth) & (frame.depth > 0)]
     steps = depth_steps(frame.depth, source.depth_unit, source.depth_range)
     known, valid = positive.size, int(np.count_nonzero(steps))
+    median = float(np.median(positive)) if known else 0.0
     if not valid:
-        raise FrameError("no valid depth: none from {:g} to {:g} m".format(*source.depth_range))
+        problem = "no valid depth: none from {:g} to {:g} m".format(*source.depth_range)
+        hint = unit_problem([median], source.scale, source.depth_range) if known else ""
+        raise FrameError(f"{problem}; {hint}" if hint else problem)
     depth_file = frame.depth_file if known == valid else None
     return Sample(
         item.key,
@@ -80,7 +82,7 @@ def encode(source: Source, item: Item, size: tuple[int, int] | None) -> Sample:
         depth_file or encode_steps(steps),
         (frame.image.shape[0], frame.image.shape[1]),
         frame.focal_px,
-        float(np.median(positive)),
+        median,
         known,
         known - valid,
     )
@@ -131,31 +133,25 @@ def resize_frame(frame: Frame, size: tuple[int, int]) -> Frame:
     return Frame(np.asarray(image), frame.depth[np.ix_(rows, columns)], frame.focal_px * new / old)
 
 
-def check_medians(
-    medians: Sequence[float],
-    what: str,
-    scale: float = 1.0,
-    depth_range: tuple[float, float] = DEFAULT_RANGE,
-) -> None:
-    """Refuse depth that cannot be in metres, by the median of the frames' medians.
+def unit_problem(
+    medians: Sequence[float], scale: float = 1.0, depth_range: tuple[float, float] = DEFAULT_RANGE
+) -> str:
+    """Say why depth cannot be in metres and which scale is likely, by the median of the frames' medians; "" if it can.
 
     Args:
         medians: median depth of each frame.
-        what: name of the frames, for the error.
         scale: the stated metres per unit.
         depth_range: the stated range in metres.
-
-    Raises:
-        DatasetError: with the likely scale.
     """
     if not medians:
-        return
+        return ""
     middle, far = float(np.median(medians)), depth_range[1]
     # A data set of streets may contain rooms.
     low, high = 0.03 * min(far, DEFAULT_RANGE[1]), 2 * far
-    if not low <= middle <= high:
-        factor = min((1e-3, 1e-2, 0.1, 10, 1e2, 1e3), key=lambda s: abs(np.log(middle * s / (far / 4))))
-        raise DatasetError(
-            f"{what}: median depth {middle:.4g} is not in metres ({low:g} to {high:g} expected of depth up to "
-            f"{far:g} m); if that range (--max-depth) is right, the likely scale is {factor * scale:g}"
-        )
+    if low <= middle <= high:
+        return ""
+    factor = min((1e-3, 1e-2, 0.1, 10, 1e2, 1e3), key=lambda s: abs(np.log(middle * s / (far / 4))))
+    return (
+        f"median depth {middle:.4g} is not in metres ({low:g} to {high:g} expected of depth up to {far:g} m); "
+        f"if that range (--max-depth) is right, the likely scale is {factor * scale:g}"
+    )

@@ -33,7 +33,7 @@ from depthzoo.errors import DatasetError
 from depthzoo.files import write_json
 from train.arguments import command, parse_size
 from train.contact_sheet import write_sheet
-from train.encoding import Sample, check_medians, encode
+from train.encoding import Sample, encode, unit_problem
 from train.shards import ShardWriter, read_dataset, write_dataset
 from train.sources.base import SPLITS, FrameError, Item, Source
 from train.sources.nyu_50k import Nyu50k
@@ -212,12 +212,12 @@ def convert(
         entry["count"] += writer.entry["count"]
         entry["shards"] += writer.entry["shards"]
         if len(medians) >= ENOUGH:
-            check_medians(medians, f"the first {split} frames", source.scale, source.depth_range)
+            check_unit(source, medians, f"the first {split} frames")
         progress["splits"][split] = entry
         write_json(folder / PROGRESS, progress)
     if not entry["count"]:
         raise DatasetError(f"no {split} frame can be used: {skipped[-1]}")
-    check_medians(medians, f"all {split} frames", source.scale, source.depth_range)
+    check_unit(source, medians, f"all {split} frames")
 
 
 def load(
@@ -236,6 +236,11 @@ def load(
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise OSError("a worker process died (out of memory?); try fewer --workers") from None
+
+
+def check_unit(source: Source, medians: list[float], what: str) -> None:
+    if problem := unit_problem(medians, source.scale, source.depth_range):
+        raise DatasetError(f"{what}: {problem}")
 
 
 def check_focal(sample: Sample, usual: float, split: str) -> Sample | str:

@@ -1,7 +1,5 @@
 """Check whether a data set is what its ``dataset.json`` says: one line for each problem."""
 
-import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from tqdm import tqdm
 from depthzoo.errors import DatasetError
 from depthzoo.files import sha256_of
 from train.codec import step_range
-from train.encoding import check_medians
+from train.encoding import unit_problem
 from train.shards import ShardDataset, read_dataset
 
 SAMPLES = 8  # of a shard that are decoded unless all are
@@ -36,14 +34,10 @@ def quick_problems(folder: Path) -> Iterator[str]:
             continue
         if count != entry.get("count"):
             yield f"{folder}: split {split!r} has {count} samples, dataset.json says {entry.get('count')}"
-    named = {shard.get("file") for entry in info["splits"].values() for shard in entry.get("shards", ())}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in named:
-            yield f"{path} is not named in dataset.json"
 
 
 def problems(folder: Path, full: bool = False, workers: int = 1) -> Iterator[str]:
-    """Yield all problems: also digests, the indices against the tars, decoding, sizes and the unit.
+    """Yield all problems: also digests, decoding, sizes and the unit.
 
     Args:
         folder: the data set's folder.
@@ -62,18 +56,14 @@ def problems(folder: Path, full: bool = False, workers: int = 1) -> Iterator[str
             for shard in entry.get("shards", ()):
                 yield from _digest_problems(folder, shard)
             continue
-        if len(set(data.keys)) < len(data):
-            yield f"{folder}: split {split!r} has a sample twice"
         shards = _Shards(data, entry, full)
         checked = DataLoader(shards, batch_size=None, num_workers=workers if workers > 1 else 0)
         medians: list[float] = []
         for lines, values in tqdm(checked, split, len(shards), unit="shard", disable=None):
             yield from lines
             medians += values
-        try:
-            check_medians(medians, f"{folder}: split {split!r}", depth_range=data.depth_range)
-        except DatasetError as error:
-            yield str(error)
+        if problem := unit_problem(medians, depth_range=data.depth_range):
+            yield f"{folder}: split {split!r}: {problem}"
 
 
 class _Shards(Dataset[tuple[list[str], list[float]]]):
@@ -88,7 +78,7 @@ class _Shards(Dataset[tuple[list[str], list[float]]]):
     def __getitem__(self, number: int) -> tuple[list[str], list[float]]:
         data, shards = self.data, self.entry["shards"]
         path = data.folder / shards[number]["file"]
-        lines = [*_digest_problems(data.folder, shards[number]), *_index_problems(path)]
+        lines = list(_digest_problems(data.folder, shards[number]))
         start, count = sum(shard["count"] for shard in shards[:number]), shards[number]["count"]
         medians: list[float] = []
         for index in range(start, start + count, 1 if self.full else max(1, count // SAMPLES)):
@@ -116,22 +106,3 @@ def _digest_problems(folder: Path, shard: dict[str, Any]) -> Iterator[str]:
     path = folder / str(shard.get("file"))
     if path.is_file() and (digest := sha256_of(path)) != shard.get("sha256"):
         yield f"{path}: sha256 is {digest}, dataset.json says {shard.get('sha256')}"
-
-
-def _index_problems(path: Path) -> Iterator[str]:
-    """Of the index against the tar's own headers."""
-    index = []
-    for key, extension, *places in json.loads(path.with_suffix(".index.json").read_text(encoding="utf-8")):
-        index += [(f"{key}.{extension}", *places[:2]), (f"{key}.depth.png", *places[2:])]
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = [(member.name, member.offset_data, member.size) for member in tar]
-    except tarfile.TarError as error:
-        yield f"{path} is no whole tar: {error}"
-        return
-    for want, has in zip(index, members, strict=False):
-        if want != has:
-            yield f"{path}: the index has {want[0]!r} at {want[1]}, the tar has {has[0]!r} at {has[1]}"
-            return
-    if len(index) != len(members):
-        yield f"{path} has {len(members)} files, its index {len(index)}"

@@ -1,10 +1,9 @@
 """From sources to shards: encoding, the conversion, and what an interruption leaves."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from PIL import Image
 from depthzoo.camera import depth_scale
 from depthzoo.errors import DatasetError
 from train import prepare as module
-from train.encoding import check_medians, resize_frame
+from train.encoding import resize_frame, unit_problem
 from train.prepare import PROGRESS, Samples, prepare
-from train.shards import ShardDataset
+from train.shards import ShardDataset, ShardWriter
 from train.sources.base import Frame, FrameError, Item, Source
 from train.sources.nyu_labelled import official_split
 from train.sources.pairs import Pairs
@@ -128,13 +127,12 @@ def test_a_size_that_cuts_much_off_is_refused_with_one_that_does_not(
 def test_another_unit_is_refused_with_the_likely_scale(
     median: float, scale: float, far: float, likely: str
 ) -> None:
-    with pytest.raises(DatasetError, match=f"likely scale is {likely}$"):
-        check_medians([median], "frames", scale, (0.001, far))
+    assert unit_problem([median], scale, (0.001, far)).endswith(f"the likely scale is {likely}")
 
 
 @pytest.mark.parametrize(("median", "far"), [(41.78, 80.0), (1.5, 80.0), (0.1, 1.0), (2.5, 10.0)])
 def test_a_median_is_plausible_where_the_range_says_so(median: float, far: float) -> None:
-    check_medians([median], "frames", depth_range=(0.001, far))
+    assert not unit_problem([median], depth_range=(0.001, far))
 
 
 # The conversion.
@@ -346,30 +344,25 @@ def test_a_full_disk_is_one_line(
     assert not (tmp_path / "set").exists()
 
 
-KILLED = """
-import os, signal, sys
-from train import shards
-from train.arguments import command
-from train.prepare import parser, run
-
-write = shards.ShardWriter._write_shard
-def kill_in_the_third(self):
-    if (self.folder / "train-000001.tar").exists():
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self)
-shards.ShardWriter._write_shard = kill_in_the_third
-command(parser(), run, sys.argv[1:])
-"""
-
-
 def test_a_killed_conversion_starts_again(
-    arguments: list[Any], tmp_path: Path, root: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]
+    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any, capsys: Any
 ) -> None:
-    command = [sys.executable, "-c", KILLED, *map(str, arguments), "--workers", "2"]
-    # The pipe closes when the workers are gone too: none outlives the killed process.
-    killed = subprocess.run(command, cwd=root, capture_output=True, timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "set").exists() and (tmp_path / "set.part").exists()
+    write = ShardWriter._write_shard
+
+    def kill_in_the_third(self: ShardWriter) -> None:
+        if (self.folder / "train-000001.tar").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self)
+
+    monkeypatch.setattr(ShardWriter, "_write_shard", kill_in_the_third)
+    process = multiprocessing.get_context("fork").Process(
+        target=run_prepare, args=(*arguments, "--workers", 1)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "set").exists() and (tmp_path / "set.part" / "train-000001.tar").exists()
+    monkeypatch.undo()
     assert run_prepare(*arguments) == 0
     assert "set.part is of an interrupted conversion; starting again" in capsys.readouterr().err
     assert run_prepare(*arguments[:-1], tmp_path / "fresh") == 0

@@ -89,7 +89,7 @@ class NyuSync(Source):
         return items
 
     def _find(self, split: str, name: str) -> Path:
-        for root in ROOTS[split]:
+        for root in ROOTS["test" if split == "test" else "train"]:
             if (path := self.path / root / name.lstrip("/")).is_file():
                 return path
         raise FrameError(f"{name} is not in {self.path}")
