@@ -21,7 +21,7 @@ $(READY): setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(READY) ## predict, export to ONNX, compare: out/demo (IMAGE=photo.jpg for a picture of yours)
-	$(BIN)/python benchmarks/demo.py $(if $(IMAGE),--image "$(IMAGE)")
+	$(BIN)/python -m benchmarks.demo $(if $(IMAGE),--image "$(IMAGE)")
 
 # One thread a process: two threads that meet after every operation wait for each other where the cores are busy.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
@@ -43,18 +43,13 @@ format: $(READY) ## rewrite to the project's format
 
 # Short settings; the results of this machine in benchmarks/results are replaced, those of others stay.
 bench: $(READY) ## measure what this machine can in under 15 minutes, into benchmarks/results, then plots and tables
-	$(BIN)/python benchmarks/latency.py --device cpu --models unet_resnet50 unet_mobilenet_v3 --peers all \
-	  --backends eager onnxruntime --precisions fp32 --sizes 480x640 native --rounds 10 --seconds 60
-	$(BIN)/python benchmarks/predictor.py --device cpu --rounds 15 --seconds 20
-	$(BIN)/python benchmarks/training.py --device cpu --models unet_mobilenet_v3 unet_resnet50 --stages speed --batches 4 \
-	  --seconds 30
-	$(BIN)/python benchmarks/scaling.py --device cpu --models unet_mobilenet_v3 --seconds 10 --rounds 3
-	$(BIN)/python benchmarks/loading.py --device cpu --frames 64 --rounds 3
-	$(BIN)/python benchmarks/plot.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python -m benchmarks.latency --device cpu --models unet_resnet50 unet_mobilenet_v3 --peers all \
+	  --sizes 480x640 192x256 --backends eager onnxruntime predictor --rounds 10 --seconds 60
+	$(BIN)/python -m benchmarks.train_speed --device cpu --models unet_mobilenet_v3 unet_resnet50 --batches 4 --seconds 30
+	$(BIN)/python -m benchmarks.report
 
-readme: $(READY) ## regenerate the tables of README.md and benchmarks/README.md from results and cards
-	$(BIN)/python benchmarks/readme.py
+readme: $(READY) ## plots, and the tables of README.md and benchmarks/README.md, from results and cards
+	$(BIN)/python -m benchmarks.report
 
 clean: ## remove what make made, .venv too
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,25 +1,23 @@
-"""The canonical camera, to which all depth refers.
+"""The canonical camera, for which depth is learned and predicted.
 
-A network cannot tell a near object seen by a wide lens from a far one seen by a long lens. Depth is therefore
-learnt and predicted for one camera, and multiplied by a factor where a picture comes from another one: the label
+A network cannot tell a near object seen through a wide lens from a far one seen through a long lens. Labels of another
+camera are therefore divided, and predictions multiplied, by its focal length over the canonical one: the label
 transformation of Yin et al., "Metric3D: Towards Zero-shot Metric 3D Prediction from A Single Image", ICCV 2023.
 """
 
 import math
 
-# Focal length as a fraction of the picture's width: the Kinect of NYU Depth V2, 518.86 pixels at 640.
+# Focal length as a fraction of the image's width: the Kinect of NYU Depth V2, 518.86 pixels at 640.
 CANONICAL_FOCAL = 518.86 / 640
 
 
 def depth_scale(focal_px: float, width: int) -> float:
-    """Return the factor from canonical depth to the depth of a picture of another camera.
-
-    Multiply a prediction by it; divide a label by it. 1.0 for the Kinect of NYU Depth V2.
+    """Return the factor from canonical depth to the depth of an image of another camera; 1.0 for NYU Depth V2.
 
     Args:
-        focal_px: horizontal focal length of the picture in pixels.
-        width: width of the picture in pixels, as it is fed to the network or before it is resized; of a
-            portrait picture the longer side, for a camera that is turned keeps its focal length.
+        focal_px: focal length in pixels.
+        width: width of the image in pixels, at which ``focal_px`` holds; of a portrait image the longer side, since a
+            turned camera keeps its focal length.
 
     Raises:
         ValueError: if either is not a positive finite number.
@@ -33,11 +31,11 @@ def depth_scale(focal_px: float, width: int) -> float:
 
 
 def focal_length(width: int, fov: float) -> float:
-    """Return the focal length in pixels of a picture ``width`` pixels wide, from its horizontal field of view.
+    """Return the focal length in pixels of an image with a given horizontal field of view.
 
     Args:
-        width: width of the picture in pixels.
-        fov: field of view in degrees, across the width.
+        width: of the image in pixels.
+        fov: horizontal field of view in degrees.
 
     Raises:
         ValueError: unless 1 < fov < 179.

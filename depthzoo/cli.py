@@ -1,63 +1,61 @@
-"""The command ``depthzoo``: list the models, show one, predict depth for pictures."""
+"""The command ``depthzoo``: list the models, describe one, predict depth."""
 
 import argparse
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
 from depthzoo import __version__, visualize
 from depthzoo import weights as zoo_weights
 from depthzoo.camera import focal_length
 from depthzoo.colormaps import COLORMAPS
 from depthzoo.errors import suggest
-from depthzoo.images import Pixels, find_images, load_with_focal, unique_stems
+from depthzoo.images import Pixels, find_images, load_with_focal
 from depthzoo.models import create_model, get_builder, list_models
 from depthzoo.predictor import DEFAULT_MODEL, Focal, Prediction, predictor, select_device
 
-# Kind of output: what is put after the picture's stem, and how it is written.
+# Kinds of output: the suffix, and the function that writes it.
 OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], None]]] = {
     "depth16": (".depth.png", lambda p, path, _: p.save_depth16(path)),
     "npy": (".npy", lambda p, path, _: p.save_npy(path)),
-    "color": (".color.png", lambda p, path, options: p.save_color(path, options.colormap)),
-    "panel": (".panel.png", lambda p, path, options: p.save_panel(path, colormap=options.colormap)),
+    "color": (".color.png", lambda p, path, args: p.save_color(path, args.colormap)),
+    "panel": (".panel.png", lambda p, path, args: p.save_panel(path, colormap=args.colormap)),
     "ply": (".ply", lambda p, path, _: p.save_ply(path)),
 }
-FEW = 10  # up to so many pictures get a line each, more get a progress bar
-CHUNK_PIXELS = 64_000_000  # pictures that are decoded at a time: at most so many pixels
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"depthzoo: error: {message}\n")
+FEW = 10  # up to this number each image gets a line; more get a progress bar
+SAVE_HELP = f"any of {', '.join(OUTPUTS)}; depth16 is a PNG of millimetres (depth16,color)"
+FOCAL_HELP = "focal length of the images in pixels, or that of the weights' camera (EXIF's, else canonical)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line ``argv`` (by default the process's own).
+    """Run the command line.
+
+    Args:
+        argv: arguments; by default those of the process.
 
     Returns:
-        The exit code: 0 done; 1 some pictures could not be read; 2 wrong usage, or nothing could be done;
-        130 interrupted; 141 whoever read the output went away.
+        The exit code: 0 done; 1 some images could not be read; 2 wrong usage, or nothing could be done;
+        130 interrupted; 141 the reader of the output is gone.
     """
     try:
-        options = _parser().parse_args(argv)
-        code: int = options.run(options)
+        args = _parser().parse_args(argv)
+        code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        return _complain("interrupted; what has been written is whole", 130)
+        return _complain("interrupted; all files written so far are complete", 130)
     except BrokenPipeError:
-        # Python flushes stdout once more as it ends, and would complain then.
+        # Python flushes stdout once more at exit, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except torch.OutOfMemoryError:
@@ -71,94 +69,49 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"depthzoo: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="depthzoo", description="Depth in metres from one picture.")
+    parser = Parser(prog="depthzoo", description="Depth in metres from one image.")
     parser.add_argument("--version", action="version", version=f"depthzoo {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = commands.add_parser("list", help="the models and how good they are")
+    command = commands.add_parser("list", help="list the models and their accuracy")
     command.add_argument("pattern", nargs="?", metavar="PATTERN", help="shell-style, as in '*resnet*'")
     command.set_defaults(run=_list)
 
-    command = commands.add_parser("info", help="all about one model and its weights")
-    command.add_argument(
-        "name", metavar="NAME|FILE|RUN", help="a model, a .safetensors file or a run's folder"
-    )
+    command = commands.add_parser("info", help="describe one model and its weights")
+    command.add_argument("name", metavar="NAME|FILE|RUN", help="a model, a .safetensors file or a run folder")
     command.set_defaults(run=_info)
 
-    command = commands.add_parser("predict", help="depth of pictures")
+    command = commands.add_parser("predict", help="predict the depth of images")
     command.set_defaults(run=_predict)
     add = command.add_argument
-    add("inputs", nargs="+", metavar="IMAGE|DIR|GLOB", help="pictures; of a folder, all that it holds")
+    add("inputs", nargs="+", metavar="IMAGE|DIR|GLOB", help="images; of a folder, all images in it")
     add("--model", metavar="NAME", help=f"see `depthzoo list` (that of the weights file, or {DEFAULT_MODEL})")
     add(
         "--weights",
         default="DEFAULT",
         metavar="TAG|FILE|RUN",
-        help="a tag, a .safetensors file or a run's folder (the model's default)",
+        help="see `depthzoo info` (the model's default)",
     )
-    add(
-        "--out",
-        type=Path,
-        default=Path("out"),
-        metavar="DIR",
-        help="folder to write to; files of the same names are replaced (%(default)s)",
-    )
-    add("--device", metavar="cpu|cuda|mps", help="CUDA if there is a GPU, else the CPU")
-    add("--batch-size", type=_positive, metavar="N", help="pictures that go through together (CPU 1, else 8)")
-    add(
-        "--save",
-        type=_kinds,
-        default=["depth16", "color"],
-        metavar="KIND,...",
-        help=f"any of {', '.join(OUTPUTS)}; depth16 is a PNG of millimetres (depth16,color)",
-    )
-    add(
-        "--colormap",
-        type=_colormap,
-        default=visualize.DEFAULT_COLORMAP,
-        metavar="NAME",
-        help=f"{', '.join(COLORMAPS)} (%(default)s)",
-    )
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder to write to (%(default)s)")
+    add("--device", metavar="cpu|cuda|mps", help="(CUDA if there is a GPU, else the CPU)")
+    add("--batch-size", type=int, metavar="N", help="images predicted together (CPU 1, else 8)")
+    add("--save", type=_kinds, default=["depth16", "color"], metavar="KIND,...", help=SAVE_HELP)
+    add("--colormap", choices=COLORMAPS, default=visualize.DEFAULT_COLORMAP, help="(%(default)s)")
     camera = command.add_mutually_exclusive_group()
-    camera.add_argument(
-        "--focal",
-        type=_focal,
-        metavar="PX|canonical",
-        help="focal length in pixels of the pictures, or canonical: that of the weights' camera "
-        "(what EXIF states; canonical where it states none)",
-    )
-    camera.add_argument(
-        "--fov", type=_fov, metavar="DEGREES", help="horizontal field of view, in place of --focal"
-    )
-    add(
-        "--flip", action="store_true", help="average with the mirrored picture: a little better, half as fast"
-    )
-    add("--size", type=_size, metavar="HxW", help="working size of the model (the weights' own)")
-    add("-r", "--recursive", action="store_true", help="go into the folders inside folders")
+    camera.add_argument("--focal", type=_focal, metavar="PX|canonical", help=FOCAL_HELP)
+    camera.add_argument("--fov", type=float, metavar="DEGREES", help="horizontal field of view")
+    add("--flip", action="store_true", help="average with the mirrored image: a little better, half as fast")
+    add("--size", type=_size, metavar="HxW", help="working size of the model (that of the weights)")
+    add("-r", "--recursive", action="store_true", help="descend into the folders of a folder")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
-    return int(text)
-
-
-def _fov(text: str) -> float:
-    try:
-        focal_length(1, float(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected degrees between 1 and 179, not {text!r}") from None
-    return float(text)
-
-
-def _colormap(text: str) -> str:
-    try:
-        visualize.colormap_lut(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def _focal(text: str) -> float | Literal["canonical"]:
@@ -190,98 +143,143 @@ def _kinds(text: str) -> list[str]:
     return kinds
 
 
-def _list(options: argparse.Namespace) -> int:
-    print(_table(options.pattern))
+def _list(args: argparse.Namespace) -> int:
+    names = list_models(args.pattern)
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}: {suggest(args.pattern, list_models())}")
+    rows = [("NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS")]
+    for name in names:
+        parameters = f"{_parameters(name) / 1e6:.1f}M"
+        tags = zoo_weights.tags(name)
+        if not tags:
+            rows.append((name, parameters, "-", "-", "-", "-", "-"))
+            continue
+        card = zoo_weights.card(name)
+        metrics = card["metrics"]["per_image"]
+        height, width = card["size"]
+        rows.append(
+            (
+                name,
+                parameters,
+                f"{card['bytes'] / 1e6:.1f} MB",
+                f"{height}x{width}",
+                f"{metrics['abs_rel']:.3f}",
+                f"{metrics['d1']:.3f}",
+                ", ".join(tags),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *middle, last in rows:
+        cells = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells, last]))
     return 0
 
 
-def _info(options: argparse.Namespace) -> int:
-    print(_describe_model(options.name))
+def _info(args: argparse.Namespace) -> int:
+    name = args.name
+    if name not in list_models() and zoo_weights.is_path(name, name):
+        path = zoo_weights.find("", Path(name))
+        name = zoo_weights.model_of(path)
+        card = zoo_weights.read_metadata(path) | {"file": path.name, "bytes": path.stat().st_size}
+        blocks = [[("weights", str(path)), *_facts(card)]]
+    else:
+        get_builder(name)
+        tags = zoo_weights.tags(name)
+        labels = [f"{tag} (default)" if tag == tags[0] else tag for tag in tags]
+        blocks = [
+            [("weights", label), *_facts(zoo_weights.card(name, tag))]
+            for label, tag in zip(labels, tags, strict=True)
+        ]
+        if not blocks:
+            blocks = [[("parameters", f"{_parameters(name):,}"), ("weights", "none yet")]]
+    summary = (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0]
+    print("\n\n".join([name, summary, *("\n".join(f"{k:<12} {v}" for k, v in block) for block in blocks)]))
     return 0
 
 
-def _predict(options: argparse.Namespace) -> int:
-    device = select_device(options.device)
-    paths, failures = find_images(options.inputs, options.recursive)
+def _parameters(name: str) -> int:
+    with torch.device("meta"):  # no memory and no initialization
+        return sum(p.numel() for p in create_model(name, weights=None).parameters())
+
+
+def _facts(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """The main entries of a card as text; it may lack any of them."""
+    facts = [("file", f"{card['file']}, {card['bytes'] / 1e6:.1f} MB")]
+    if "parameters" in card:
+        facts.append(("parameters", f"{card['parameters']:,}"))
+    if "size" in card:
+        facts.append(("size", "{}x{} (height x width), the working size".format(*card["size"])))
+    if "depth_range" in card:
+        facts.append(("depth", "{} to {} {}".format(*card["depth_range"], card.get("unit", "m"))))
+    metrics = card.get("metrics", {})
+    facts += [(key, _text(metrics[key])) for key in ("protocol", "per_image", "pooled") if key in metrics]
+    for key in ("camera", "dataset", "recipe", "trained_on", "terms", "commit"):
+        if key in card:
+            facts.append((key, _text(card[key])))
+    return facts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    device = select_device(args.device)
+    if args.fov is not None:
+        focal_length(1, args.fov)  # raises for a bad angle
+    paths, failures = find_images(args.inputs, args.recursive)
     if not paths:
-        raise ValueError("; ".join(failures) or "no pictures")
+        raise ValueError("; ".join(failures) or "no images")
     run = predictor(
-        options.model,
-        options.weights,
-        device,
-        size=options.size,
-        batch_size=options.batch_size,
-        flip=options.flip,
+        args.model, args.weights, device, size=args.size, batch_size=args.batch_size, flip=args.flip
     )
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out}: is a file, expected a folder")
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
-
-    few = len(paths) <= FEW
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: is a file, expected a folder")
+    args.out.mkdir(parents=True, exist_ok=True)
     for failure in failures:
         _complain(failure, 0)
-    done = 0
-    # No bar for a few, nor (None) where stderr is no terminal.
-    with tqdm(total=len(paths), unit="picture", disable=True if few else None) as bar:
-        stems = dict(zip(paths, unique_stems(paths), strict=True))
-        for chunk in _chunks(paths, run.batch_size, failures, bar):
-            images = [image for image, _ in chunk.values()]
-            focals = [_camera(*loaded, options) for loaded in chunk.values()]
-            predictions = run(images, [focal for focal, _ in focals])
-            for path, prediction, (_, origin) in zip(chunk, predictions, focals, strict=True):
-                written = _write(prediction, stems[path], options)
+    done, few, stems = 0, len(paths) <= FEW, unique_stems(paths)
+    # disable=None: only on a terminal.
+    with tqdm(total=len(paths), unit="image", disable=True if few else None) as bar:
+        for start in range(0, len(paths), run.batch_size):
+            batch = range(start, min(start + run.batch_size, len(paths)))
+            images, focals, origins, loaded = [], [], [], []
+            for index in batch:
+                try:
+                    image, exif = load_with_focal(paths[index])
+                except (OSError, ValueError) as error:
+                    failures.append(str(error))
+                    with bar.external_write_mode(file=sys.stderr):
+                        _complain(str(error), 0)
+                    continue
+                focal, origin = _camera(image, exif, args)
+                images.append(image)
+                focals.append(focal)
+                origins.append(origin)
+                loaded.append(index)
+            for index, origin, prediction in zip(loaded, origins, run(images, focals), strict=True):
+                written = []
+                for kind in args.save:
+                    suffix, write = OUTPUTS[kind]
+                    written.append(args.out / (stems[index] + suffix))
+                    write(prediction, written[-1], args)
                 if few:
-                    print(_describe(path, prediction, origin, written))
+                    print(_describe(paths[index], prediction, origin, written))
                 done += 1
-                bar.update()
-    print(
-        f"{done} {'picture' if done == 1 else 'pictures'}: {', '.join(options.save)} in {options.out}{os.sep}"
-    )
+            bar.update(len(batch))
+    print(f"{done} {'image' if done == 1 else 'images'}: {', '.join(args.save)} in {args.out}{os.sep}")
     return _complain(f"{len(failures)} of {len(failures) + done} could not be read", 1) if failures else 0
 
 
-def _camera(image: Pixels, exif: float | None, options: argparse.Namespace) -> tuple[Focal, str]:
-    """The focal length of a picture, and where it comes from."""
-    if options.fov is not None:
-        return focal_length(image.shape[1], options.fov), "given"
-    if options.focal == "canonical" or (options.focal is None and exif is None):
+def _camera(image: Pixels, exif: float | None, args: argparse.Namespace) -> tuple[Focal, str]:
+    """The focal length of an image, and where it comes from."""
+    if args.fov is not None:
+        return focal_length(image.shape[1], args.fov), "given"
+    if args.focal == "canonical" or (args.focal is None and exif is None):
         return "canonical", "canonical"
-    return (exif, "EXIF") if options.focal is None else (options.focal, "given")
-
-
-def _chunks(
-    paths: list[Path], count: int, failures: list[str], bar: Any
-) -> Iterator[dict[Path, tuple[Pixels, float | None]]]:
-    """Decoded pictures and EXIF's focal lengths, ``count`` together; unreadable ones are reported and skipped."""
-    chunk: dict[Path, tuple[Pixels, float | None]] = {}
-    pixels = 0
-    for path in paths:
-        try:
-            image, exif = load_with_focal(path)
-        except (OSError, ValueError) as error:
-            failures.append(str(error))
-            with bar.external_write_mode(file=sys.stderr):
-                _complain(str(error), 0)
-            bar.update()
-            continue
-        chunk[path] = image, exif
-        pixels += image.size // 3
-        if len(chunk) == count or pixels > CHUNK_PIXELS:
-            yield chunk
-            chunk, pixels = {}, 0
-    if chunk:
-        yield chunk
-
-
-def _write(prediction: Prediction, stem: str, options: argparse.Namespace) -> list[Path]:
-    written = []
-    for kind in options.save:
-        suffix, write = OUTPUTS[kind]
-        written.append(options.out / (stem + suffix))
-        write(prediction, written[-1], options)
-    return written
+    return (exif, "EXIF") if args.focal is None else (args.focal, "given")
 
 
 def _describe(path: Path, prediction: Prediction, origin: str, written: list[Path]) -> str:
@@ -293,107 +291,17 @@ def _describe(path: Path, prediction: Prediction, origin: str, written: list[Pat
     )
 
 
-def _table(pattern: str | None = None) -> str:
-    """One line a model: parameters, then of the default weights ("-" without) the file's size, the working size and
-    the metrics, then all tags, default first.
+def unique_stems(paths: Sequence[Path]) -> list[str]:
+    """Return a name for the outputs of each path: its stem, or ``stem-2`` for the second path of the same stem.
 
-    Raises:
-        ValueError: nothing matches the shell-style ``pattern``; has the closest names.
+    Names that differ only in case count as the same, as on some file systems.
     """
-    names = list_models(pattern)
-    if not names:
-        raise ValueError(f"no model matches {pattern!r}: {suggest(pattern or '', list_models())}")
-    rows = [("NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS")]
-    for name in names:
-        tags = zoo_weights.tags(name)
-        card = zoo_weights.card(name) if tags else {}
-        means = card.get("metrics", {}).get("per_image", {})
-        rows.append(
-            (
-                name,
-                _number(_parameters(name), 1e-6, "M"),
-                _number(card.get("bytes"), 1e-6, " MB"),
-                "{}x{}".format(*card["size"]) if "size" in card else "-",
-                _number(means.get("abs_rel"), digits=3),
-                _number(means.get("d1"), digits=3),
-                ", ".join(tags) or "-",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        middle = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]))
-    return "\n".join(lines)
-
-
-def _describe_model(name: str) -> str:
-    """What a model is (its docstring's first part) and what the cards of its weights say.
-
-    Args:
-        name: of a model; or a path to a weights file or a run's folder, of whose model and card it is then.
-
-    Raises:
-        ValueError: unknown name, with the closest ones, or a file that cannot be read.
-    """
-    if name not in list_models() and zoo_weights.is_path(name, name):
-        path = zoo_weights.find("", Path(name))
-        model = zoo_weights.model_of(path)
-        return "\n\n".join([model, _summary(model), _lines([("weights", str(path)), *_facts(_card(path))])])
-    blocks = [name, _summary(name)]
-    tags = zoo_weights.tags(name)
-    if not tags:
-        blocks.append(_lines([("parameters", f"{_parameters(name):,}"), ("weights", "none yet")]))
-    for index, tag in enumerate(tags):
-        label = f"{tag} (default)" if index == 0 else tag
-        blocks.append(_lines([("weights", label), *_facts(zoo_weights.card(name, tag))]))
-    return "\n\n".join(blocks)
-
-
-def _summary(name: str) -> str:
-    return (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0]
-
-
-def _card(path: Path) -> dict[str, Any]:
-    return zoo_weights.read_metadata(path) | {"file": path.name, "bytes": path.stat().st_size}
-
-
-def _parameters(name: str) -> int:
-    with torch.device("meta"):  # no memory, no initialisation
-        return sum(p.numel() for p in create_model(name, weights=None).parameters())
-
-
-def _lines(facts: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{key:<12} {value}" for key, value in facts)
-
-
-def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if "parameters" in card:
-        yield "parameters", f"{card['parameters']:,}"
-    if "bytes" in card:
-        yield "file", f"{card.get('file', '?')}, {card['bytes'] / 1e6:.1f} MB"
-    if "size" in card:
-        yield "size", "{}x{} (height x width), the working size".format(*card["size"])
-    if "depth_range" in card:
-        yield "depth", "{} to {} {}".format(*card["depth_range"], card.get("unit", "m"))
-    if camera := card.get("camera"):
-        yield (
-            "camera",
-            f"{camera.get('name', '?')}, focal length {camera['focal_px']} px at {camera['at_width']} px",
-        )
-    metrics = card.get("metrics", {})
-    if "protocol" in metrics:
-        yield "protocol", str(metrics["protocol"])
-    for averaging in ("per_image", "pooled"):
-        if averaging in metrics:
-            yield (
-                averaging,
-                ", ".join(f"{k} {v:.3f}" for k, v in metrics[averaging].items() if isinstance(v, float)),
-            )
-    for key in ("dataset", "recipe", "trained_on", "terms", "commit"):
-        if key in card:
-            yield key, str(card[key])
-
-
-def _number(value: float | None, scale: float = 1, unit: str = "", digits: int = 1) -> str:
-    return "-" if value is None else f"{value * scale:.{digits}f}{unit}"
+    taken: set[str] = set()
+    stems = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem.casefold() in taken:
+            stem, number = f"{path.stem}-{number}", number + 1
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems

@@ -30,3 +30,13 @@ def one_line(error: BaseException) -> str:
         return one_line(error.reason)
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def reworded(error: Exception, text: str) -> Exception:
+    """Return an exception of the same type that says ``text``."""
+    for kind in type(error).__mro__:
+        try:
+            return kind(text)
+        except TypeError:  # some exceptions, as UnicodeDecodeError, take other arguments
+            continue
+    return error

@@ -1,6 +1,5 @@
-"""The field's error measures, with both ways of averaging, and the evaluation protocol of NYU Depth V2."""
+"""Metrics of depth estimation, averaged per image and pooled, and the evaluation protocol of NYU Depth V2."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +12,12 @@ EIGEN_CROP = (45, 471, 41, 601)
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """Which pixels count.
+    """Which pixels are evaluated.
 
     Attributes:
-        crop: rows and columns (top, bottom, left, right) of a 480x640 frame, or None for the whole frame.
-        min_depth, max_depth: metres; the truth counts inside (min, max), the prediction is clipped to it.
+        crop: (top, bottom, left, right) in a 480x640 frame, or None for the whole frame.
+        min_depth, max_depth: metres; pixels whose target lies between them are evaluated, the prediction is clipped to
+            them.
     """
 
     crop: tuple[int, int, int, int] | None = EIGEN_CROP
@@ -25,7 +25,7 @@ class EvalProtocol:
     max_depth: float = 10.0
 
     def valid(self, target: Tensor) -> Tensor:
-        """Bool mask of the pixels of ``target`` (..., H, W), metres, that count.
+        """Return the bool mask of the evaluated pixels of ``target`` (..., H, W), in metres.
 
         Raises:
             ValueError: if there is a crop and the frames are not 480x640.
@@ -34,7 +34,7 @@ class EvalProtocol:
         if self.crop is not None:
             if tuple(target.shape[-2:]) != (480, 640):
                 raise ValueError(
-                    f"the crop {self.crop} is for 480x640 truth, got {target.shape[-2]}x{target.shape[-1]}"
+                    f"the crop {self.crop} is for 480x640 targets, got {target.shape[-2]}x{target.shape[-1]}"
                 )
             top, bottom, left, right = self.crop
             inside = torch.zeros_like(mask)
@@ -47,17 +47,17 @@ PROTOCOLS = {"eigen": EvalProtocol(), "full": EvalProtocol(crop=None)}
 
 
 class DepthMetrics:
-    """Adds up errors over a test set.
+    """Metrics over a test set.
 
     AbsRel = mean |p-d|/d; SqRel = mean (p-d)^2/d; RMSE = sqrt(mean (p-d)^2); RMSElog the same of natural
-    logarithms; log10 = mean |log10 p - log10 d|; d1, d2, d3 = share with max(p/d, d/p) < 1.25, 1.25^2, 1.25^3;
+    logarithms; log10 = mean |log10 p - log10 d|; d1, d2, d3 = fraction with max(p/d, d/p) < 1.25, 1.25^2, 1.25^3;
     SILog = 100 sqrt(mean g^2 - (mean g)^2), g = ln p - ln d. Source: Eigen et al., NIPS 2014.
 
-    ``per_image`` averages each picture's figure; ``pooled`` takes all pixels of all pictures at once, which
-    gives an RMSE that is 10 to 15 % higher. Sums are float64.
+    "per_image" is the mean of each image's metrics; "pooled" takes all pixels of all images at once, which gives an
+    RMSE 10 to 15% higher. Sums are float64.
 
     Args:
-        protocol: which pixels count.
+        protocol: which pixels are evaluated; by default those of Eigen et al.
     """
 
     def __init__(self, protocol: EvalProtocol | None = None) -> None:
@@ -66,16 +66,16 @@ class DepthMetrics:
         self._counts: list[Tensor] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Adds pictures.
+        """Add images.
 
         Args:
             prediction, target: (N, H, W) or (N, 1, H, W), metres.
 
         Returns:
-            (N, 9) float64, the figures of each picture in the order of ``METRICS``; NaN without a valid pixel.
+            (N, 9) float64, the metrics of each image in the order of ``METRICS``; NaN without a valid pixel.
 
         Raises:
-            ValueError: for shapes that differ or are others, or a prediction that is not finite.
+            ValueError: for other or different shapes, or a prediction that is not finite.
         """
         if prediction.shape != target.shape:
             raise ValueError(
@@ -105,13 +105,13 @@ class DepthMetrics:
         means = sums / count.unsqueeze(1)
         self._means.append(means.cpu())
         self._counts.append(count.cpu())
-        return _figures(means)
+        return _metrics(means)
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """``{"per_image": {...}, "pooled": {...}}``, each with the nine figures of ``METRICS``.
+        """Return ``{"per_image": {...}, "pooled": {...}}``, each with the nine metrics of ``METRICS``.
 
         Raises:
-            ValueError: if no valid pixel was ever added.
+            ValueError: if there was no valid pixel.
         """
         counts = torch.cat(self._counts) if self._counts else torch.zeros(0)
         if not counts.sum():
@@ -120,19 +120,19 @@ class DepthMetrics:
         counts = counts[counts > 0].double()
         pooled = (means * counts.unsqueeze(1)).sum(0) / counts.sum()
         return {
-            "per_image": _named(_figures(means).mean(0)),
-            "pooled": _named(_figures(pooled.unsqueeze(0))[0]),
+            "per_image": _named(_metrics(means).mean(0)),
+            "pooled": _named(_metrics(pooled.unsqueeze(0))[0]),
         }
 
 
-def _figures(means: Tensor) -> Tensor:
-    """Means of the nine columns to the nine figures: roots where a figure has one."""
-    figures = means.clone()
-    figures[:, 2] = means[:, 2].sqrt()
-    figures[:, 3] = means[:, 3].sqrt()
-    figures[:, 8] = 100 * (means[:, 3] - means[:, 8].square()).clamp(min=0).sqrt()
-    return figures
+def _metrics(means: Tensor) -> Tensor:
+    """Metrics (N, 9) from the means of the nine columns."""
+    metrics = means.clone()
+    metrics[:, 2] = means[:, 2].sqrt()
+    metrics[:, 3] = means[:, 3].sqrt()
+    metrics[:, 8] = 100 * (means[:, 3] - means[:, 8].square()).clamp(min=0).sqrt()
+    return metrics
 
 
-def _named(figures: Sequence[Tensor] | Tensor) -> dict[str, float]:
-    return {name: float(value) for name, value in zip(METRICS, figures, strict=True)}
+def _named(metrics: Tensor) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(METRICS, metrics, strict=True)}

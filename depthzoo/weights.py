@@ -1,20 +1,18 @@
-"""Trained weights: which exist, where a file is found, and how it is read and written.
+"""Trained weights: which there are, where a file is found, and how it is read and written.
 
 A weights file is ``{model}_{tag}-{first 8 digits of its sha256}.safetensors``. The metadata in its header holds one
 JSON object, the card: model, tag, arguments, working size, data, recipe, metrics, terms. ``manifest.json`` lists the
-published files: by model, then by tag (the default first), ``file``, ``sha256``, ``bytes``, ``parameters``, ``size``
-and the main metrics.
+published files: by model and by tag (the default first) ``file``, ``sha256``, ``bytes``, ``parameters``, ``size`` and
+the main metrics.
 """
 
-import hashlib
 import http.client
 import json
 import os
 import sys
-import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 import safetensors
@@ -26,215 +24,170 @@ from torch import Tensor, nn
 from depthzoo.errors import WeightsError, one_line, suggest
 from depthzoo.files import atomic_write, sha256_of
 
-CHUNK = 1 << 20
-STALL_SECONDS = 30.0
-HEADER_KEY = "depthzoo"
 RELEASE_URL = "https://github.com/org/depthzoo/releases/download/weights"
 MANIFEST = Path(__file__).with_name("manifest.json")
 BUNDLED = Path(__file__).resolve().parent.parent / "weights"
+HEADER_KEY = "depthzoo"
 
 
-def _table(manifest: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{manifest}: cannot read the table of weights: {one_line(error)}") from error
-    return table
+        raise WeightsError(f"{path}: cannot be read: {one_line(error)}") from error
+    return content
 
 
 def tags(model: str) -> tuple[str, ...]:
     """Return the tags of a model's trained weights, the default first; empty for a model without any."""
-    return tuple(_table(MANIFEST).get(model, ()))
+    return tuple(_read_json(MANIFEST).get(model, ()))
 
 
 def card(model: str, tag: str = "DEFAULT") -> dict[str, Any]:
-    """Return the card of a model's weights.
-
-    In a checkout all of it, from the JSON file in ``weights/``; elsewhere the entry of ``manifest.json``.
+    """Return the card of a model's weights: in a checkout that in ``weights/``, elsewhere the manifest's entry.
 
     Raises:
         WeightsError: for a model without weights, or an unknown tag (the closest ones are suggested).
     """
     entry = _entry(model, tag)
     path = (BUNDLED / entry["file"]).with_suffix(".json")
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8")), **entry} if path.is_file() else entry
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read: {one_line(error)}") from error
+    return entry | _read_json(path) if path.is_file() else entry
 
 
-def _entry(model: str, tag: str = "DEFAULT") -> dict[str, Any]:
-    """The entry of the manifest, with the model and the tag."""
-    table = _table(MANIFEST)
-    if model not in table:
-        others = ", ".join(sorted(table)) or "none yet"
+def _entry(model: str, tag: str) -> dict[str, Any]:
+    """The manifest's entry of a model's weights, with the model and the tag."""
+    manifest = _read_json(MANIFEST)
+    if model not in manifest:
         raise WeightsError(
             f"{model}: no trained weights, asked for {tag!r}; weights=None builds it untrained; "
-            f"models with trained weights: {others}"
+            f"models with trained weights: {', '.join(sorted(manifest)) or 'none yet'}"
         )
-    entries = table[model]
-    chosen = next(iter(entries)) if tag == "DEFAULT" else tag
-    if chosen not in entries:
+    entries = manifest[model]
+    found = next(iter(entries)) if tag == "DEFAULT" else tag
+    if found not in entries:
         raise WeightsError(f"{model}: unknown weights {tag!r}: {suggest(tag, ['DEFAULT', *entries])}")
-    return {"model": model, "tag": chosen, **entries[chosen]}
+    return {"model": model, "tag": found, **entries[found]}
 
 
 def find(model: str, weights: str | os.PathLike[str], *, progress: bool | None = None) -> Path:
-    """The local file of a model's weights, verified, downloaded where necessary.
+    """Return the local file of a model's weights, verified, downloaded if necessary.
 
-    Looked for in the checkout's ``weights/``, then in ``torch.hub.get_dir()/checkpoints``, then fetched from
-    ``RELEASE_URL`` (or from the base in ``DEPTHZOO_WEIGHTS_URL``) into the latter. A path is taken as it is:
-    only a file that has the very name of a known one is verified, so renamed and edited ones load.
+    Published weights are looked for in the checkout's ``weights/``, then in ``torch.hub.get_dir()/checkpoints``, then
+    downloaded to the latter from ``RELEASE_URL`` or, if set, from the URL in ``DEPTHZOO_WEIGHTS_URL``. A file given by
+    its path is verified only if it has the name of a published one.
 
     Args:
-        model: the builder's name.
-        weights: "DEFAULT", a tag, or a path of a file or of a run's folder, whose ``model.safetensors`` is meant; a
-            string is a path if it has a dot or a slash, or exists.
-        progress: a bar on stderr during a download; None is only where stderr is a terminal.
+        model: name of the builder.
+        weights: "DEFAULT", a tag, or the path of a file or of a run folder, which holds ``model.safetensors``. A string
+            that is no tag is a path if it contains a dot or a slash, or exists.
+        progress: show a progress bar during a download; if None, only when stderr is a terminal.
 
     Raises:
-        WeightsError: nothing found, a digest that differs (both named), or a failed download.
+        WeightsError: if nothing is found, a digest differs (both are named), or a download fails.
     """
     if not isinstance(weights, (str, os.PathLike)):
         raise WeightsError(f"{model}: weights must be 'DEFAULT', a tag, a path or None, not {weights!r}")
-    if not is_path(model, weights):
-        return _find_known(model, _entry(model, str(weights)), progress)
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        path /= "model.safetensors"
-        if not os.path.isfile(path):
-            raise WeightsError(
-                f"{path.parent}: is a folder without model.safetensors; expected a run of train"
-            )
-    if not os.path.isfile(path):
-        raise WeightsError(f"{path}: weights file does not exist; expected a .safetensors file")
-    for entries in _table(MANIFEST).values():
-        for known in entries.values():
-            if known["file"] == path.name:
-                _verify(path, known, "rename it to load it unverified")
-    return path
+    if is_path(model, weights):
+        return _find_path(Path(weights).expanduser())
+    entry = _entry(model, str(weights))
+    bundled = BUNDLED / entry["file"]
+    if bundled.is_file():
+        return _verify(bundled, entry, "restore it, or delete it to download a good one")
+    cached = Path(torch.hub.get_dir()).expanduser() / "checkpoints" / entry["file"]
+    if not cached.is_file():
+        download(entry, cached, progress)
+    return _verify(cached, entry, "delete it to download a good one")
 
 
 def is_path(model: str, weights: Any) -> bool:
-    """Whether ``weights`` of a model are meant as a path, rather than as "DEFAULT" or a tag; see :func:`find`."""
+    """Whether ``weights`` of a model is a path rather than "DEFAULT" or a tag; see :func:`find`."""
     if not isinstance(weights, str):
         return isinstance(weights, os.PathLike)
-    known = weights == "DEFAULT" or weights in tags(model)
-    return not known and ("." in weights or "/" in weights or os.sep in weights or os.path.exists(weights))
+    if weights == "DEFAULT" or weights in tags(model):
+        return False
+    return "." in weights or "/" in weights or os.sep in weights or os.path.exists(weights)
+
+
+def _find_path(path: Path) -> Path:
+    if path.is_dir():
+        path /= "model.safetensors"
+        if not path.is_file():
+            raise WeightsError(
+                f"{path.parent}: is a folder without model.safetensors; expected a run of train"
+            )
+    if not path.is_file():
+        raise WeightsError(f"{path}: weights file does not exist; expected a .safetensors file")
+    for entries in _read_json(MANIFEST).values():
+        for entry in entries.values():
+            if entry["file"] == path.name:
+                _verify(path, entry, "rename it to load it unverified")
+    return path
+
+
+def _verify(path: Path, entry: dict[str, Any], advice: str) -> Path:
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read weights: {one_line(error)}") from error
+    if sha256 != entry["sha256"]:
+        raise WeightsError(
+            f"{path}: sha256 {sha256} ({path.stat().st_size} bytes), "
+            f"expected {entry['sha256']} ({entry['bytes']} bytes); {advice}"
+        )
+    return path
+
+
+def download(entry: dict[str, Any], path: Path, progress: bool | None = None) -> None:
+    """Download published weights to ``path``; nothing stays of a download that fails or has another digest.
+
+    Args:
+        entry: of the manifest, with "file" and "sha256".
+        path: of the file; its folder is created.
+        progress: show a progress bar; if None, only when stderr is a terminal.
+
+    Raises:
+        WeightsError: for any failure; the message names the URL and the path.
+    """
+    base = os.environ.get("DEPTHZOO_WEIGHTS_URL") or RELEASE_URL
+    url = f"{base.rstrip('/')}/{quote(entry['file'])}"
+    show = sys.stderr.isatty() if progress is None else progress
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=entry["sha256"], progress=show)
+    # RuntimeError is torch.hub's for a wrong digest.
+    except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+        raise WeightsError(
+            f"cannot download {url}: {one_line(error)}; put the file at {path}, set DEPTHZOO_WEIGHTS_URL to a mirror, "
+            f"or use weights=None for an untrained model"
+        ) from error
 
 
 def model_of(path: str | os.PathLike[str]) -> str:
-    """The name of the model that a weights file, or a run's folder, is for.
+    """Return the name of the model that a weights file or a run folder is for.
 
     Raises:
-        WeightsError: an unreadable file, or one whose header does not say.
+        WeightsError: for an unreadable file, or one whose header does not say.
     """
-    file = find("", Path(path))
+    file = _find_path(Path(path).expanduser())
     name = read_metadata(file).get("model")
     if not isinstance(name, str):
         raise WeightsError(f"{file}: does not say which model it is for; name the model too")
     return name
 
 
-def _find_known(model: str, known: dict[str, Any], progress: bool | None) -> Path:
-    bundled = BUNDLED / known["file"]
-    if os.path.isfile(bundled):
-        return _verify(bundled, known, "restore it, or delete it to download a good one")
-    cached = Path(torch.hub.get_dir()).expanduser() / "checkpoints" / known["file"]
-    if os.path.isfile(cached):
-        return _verify(cached, known, "delete it to download a good one")
-    base = os.environ.get("DEPTHZOO_WEIGHTS_URL") or RELEASE_URL
-    try:
-        return download(f"{base.rstrip('/')}/{quote(known['file'])}", cached, known, progress)
-    except WeightsError as error:
-        table = _table(MANIFEST)
-        here = [m for m in table if os.path.isfile(BUNDLED / next(iter(table[m].values()))["file"])]
-        raise WeightsError(
-            f"{error}; weights=None builds {model} untrained; "
-            f"models with trained weights at hand: {', '.join(sorted(here)) or 'none'}"
-        ) from error
-
-
-def _verify(path: Path, known: dict[str, Any], advice: str) -> Path:
-    try:
-        wrong = mismatch(sha256_of(path), path.stat().st_size, known)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot read weights: {one_line(error)}") from error
-    if wrong:
-        raise WeightsError(f"{path}: {wrong}; {advice}")
-    return path
-
-
-def mismatch(sha256: str, size: int, card: dict[str, Any]) -> str | None:
-    """What differs between a file and its card, both digests named, or None where they agree."""
-    if sha256 == card["sha256"] and size == card["bytes"]:
-        return None
-    return f"sha256 {sha256} ({size} bytes), expected {card['sha256']} ({card['bytes']} bytes)"
-
-
-def download(url: str, path: Path, card: dict[str, Any], progress: bool | None = None) -> Path:
-    """Fetches ``url`` into ``path``; its size and sha256 are checked before the file gets that name.
-
-    Args:
-        url: any that urllib opens, so ``file://`` mirrors too.
-        path: where the file goes; its folder is made.
-        card: has the ``sha256`` and the ``bytes`` that are expected.
-        progress: a bar on stderr; None is only where stderr is a terminal.
-
-    Raises:
-        WeightsError: for any failure; names the URL and the path. Nothing half-written stays.
-    """
-    advice = f"; put the file by hand at {path}, or set DEPTHZOO_WEIGHTS_URL to a mirror"
-    show = sys.stderr.isatty() if progress is None else progress
-    digest, size = hashlib.sha256(), 0
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "depthzoo"})
-        response = urllib.request.urlopen(request, timeout=STALL_SECONDS)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise WeightsError(f"cannot download {url}: {one_line(error)}{advice}") from error
-    # torch.hub's tqdm is the real one where it is installed, else a plain percentage.
-    hub: Any = torch.hub
-    bar = hub.tqdm(total=card["bytes"], disable=not show, unit="B", unit_scale=True, desc=path.name)
-    try:
-        with response, bar, atomic_write(path) as temporary, open(temporary, "wb") as file:
-            # A server that sends more than was announced does not get to fill the disk.
-            while size <= card["bytes"] and (chunk := _read_chunk(response, url, advice)):
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                bar.update(len(chunk))
-            wrong = mismatch(digest.hexdigest(), size, card)
-            if wrong:
-                raise WeightsError(f"downloaded {url}: {wrong}; nothing was kept{advice}")
-    except OSError as error:
-        raise WeightsError(
-            f"cannot write {path} from {url}: {one_line(error)}; set TORCH_HOME to a writable folder"
-        ) from error
-    return path
-
-
-def _read_chunk(response: IO[bytes], url: str, advice: str) -> bytes:
-    try:
-        return response.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise WeightsError(
-            f"download of {url} broke off: {one_line(error)}; nothing was kept{advice}"
-        ) from error
-
-
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The card in a weights file's header; empty for a safetensors file of another origin.
+    """Return the card in the header of a weights file; empty for a safetensors file of another origin.
 
     Raises:
-        WeightsError: for a file that is missing, truncated or no safetensors file.
+        WeightsError: for a file that is missing, truncated or not a safetensors file.
     """
-    return _read(path)[0]
+    return _read(path, tensors=False)[0]
 
 
-def _read(path: str | os.PathLike[str], tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: str | os.PathLike[str], tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(os.fspath(path), framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            metadata = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except FileNotFoundError:
         raise WeightsError(f"{os.fspath(path)}: no such file") from None
@@ -243,46 +196,32 @@ def _read(path: str | os.PathLike[str], tensors: bool = False) -> tuple[dict[str
             f"{os.fspath(path)}: not a readable safetensors file: {one_line(error)}; "
             "it may be truncated, and pickled weights (.pth, .pt) are not read"
         ) from error
-    if not isinstance(card, dict):
+    if not isinstance(metadata, dict):
         raise WeightsError(
-            f"{os.fspath(path)}: header key {HEADER_KEY!r} is {type(card).__name__}, expected a dict"
+            f"{os.fspath(path)}: header key {HEADER_KEY!r} is {type(metadata).__name__}, expected a dict"
         )
-    # A copy even of float32: the file is mapped, and must not stay open behind the tensors.
-    return card, {
-        n: t.to(torch.float32 if t.is_floating_point() else t.dtype, copy=True) for n, t in state.items()
-    }
+    return metadata, state
 
 
 def load_into(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Loads a weights file into ``model``, all of it or nothing; the model's dtypes and devices are kept.
+    """Load a weights file into ``model``, all of it or nothing; the model keeps its dtypes and devices.
 
     Raises:
-        WeightsError: for an unreadable file, or tensors that are missing, unexpected, of another shape or
-            kind, or non-finite; the first few are named.
+        WeightsError: for an unreadable file, or tensors that are missing, unexpected, of another shape or not finite;
+            the first of them are named.
     """
     metadata, state = _read(path, tensors=True)
     own = model.state_dict()
-    shared = [name for name in own if name in state]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
     problems = [
-        _some("missing", (n for n in own if n not in state)),
-        _some("unexpected", (n for n in state if n not in own)),
-        _some(
-            "another shape",
-            (
-                f"{n} {tuple(state[n].shape)} in the file and {tuple(own[n].shape)} in the model"
-                for n in shared
-                if state[n].shape != own[n].shape
-            ),
-        ),
-        _some(
-            "another kind",
-            (
-                f"{n} {state[n].dtype} in the file and {own[n].dtype} in the model"
-                for n in shared
-                if state[n].is_floating_point() != own[n].is_floating_point()
-            ),
-        ),
-        _some("non-finite values", (n for n, t in state.items() if not t.isfinite().all())),
+        _named("missing", [name for name in own if name not in state]),
+        _named("unexpected", [name for name in state if name not in own]),
+        _named("another shape", shapes),
+        _named("non-finite values", [name for name, tensor in state.items() if not _is_finite(tensor)]),
     ]
     if any(problems):
         name = getattr(model, "name", "") or type(model).__name__
@@ -293,10 +232,14 @@ def load_into(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def _some(what: str, names: Iterable[str], limit: int = 3) -> str:
-    found = list(names)
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return f"{what}: {', '.join(found[:limit])}{more}" if found else ""
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, also as float32."""
+    return bool((tensor.float() if tensor.is_floating_point() else tensor).isfinite().all())
+
+
+def _named(what: str, names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{what}: {', '.join(names[:limit])}{more}" if names else ""
 
 
 def save_weights(
@@ -306,42 +249,37 @@ def save_weights(
     *,
     half: bool = True,
 ) -> None:
-    """Write a weights file, atomically; equal tensors and metadata give equal bytes.
+    """Write a weights file atomically. Equal tensors and metadata give equal bytes.
 
     Args:
         path: of the .safetensors file; its folder is created.
-        state_dict: tensors by name. Floating-point tensors of two and more dimensions are stored as float16, the
-            others as float32 (a running variance overflows float16); integers as they are.
+        state_dict: tensors by name. Floating-point tensors of two and more dimensions are stored as float16, others as
+            float32, since a running variance overflows float16; integers as they are.
         metadata: JSON-serializable, for the header; see :func:`read_metadata`.
         half: if False, store all floating-point tensors as float32.
 
     Raises:
-        WeightsError: for tensors that are not finite (also after the cast; they are named), metadata that is not
+        WeightsError: for tensors that are not finite, also after the cast (they are named), metadata that is not
             JSON-serializable, or a file that cannot be written.
     """
-    try:
-        header = {HEADER_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)}
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: the metadata is not JSON: {one_line(error)}") from error
     state: dict[str, Tensor] = {}
     bad: list[str] = []
-    for key, value in state_dict.items():
-        dtype = torch.float16 if half and value.ndim >= 2 else torch.float32
-        dtype = dtype if value.is_floating_point() else value.dtype
+    for name, tensor in state_dict.items():
+        dtype = torch.float16 if half and tensor.ndim >= 2 else torch.float32
         # A copy of each: safetensors refuses tensors that share memory.
-        state[key] = (
-            value.detach()
-            .to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
-            .contiguous()
-        )
-        if not value.isfinite().all():
-            bad.append(key)
-        elif not state[key].isfinite().all():
-            bad.append(f"{key} ({value.abs().max().item():.4g} overflows float16)")
+        stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        state[name] = stored.contiguous()
+        if not tensor.isfinite().all():
+            bad.append(name)
+        elif not stored.isfinite().all():
+            bad.append(f"{name} ({tensor.abs().max().item():.4g} overflows float16)")
     if bad:
-        raise WeightsError(f"{path}: not saved, {_some('non-finite values', bad)}")
+        raise WeightsError(f"{path}: not saved, {_named('non-finite values', bad)}")
     try:
+        header = {HEADER_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)}
         with atomic_write(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(state, header))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: the card is not JSON: {one_line(error)}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot write weights: {one_line(error)}") from error

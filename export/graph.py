@@ -1,13 +1,10 @@
-"""From a model of the zoo to its ONNX graph, and what every pass over that graph asks of it."""
+"""Trace a model of the zoo to an ONNX graph, and edit that graph."""
 
 import logging
-import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,30 +13,31 @@ import torch
 
 from depthzoo.models import DepthModel
 
-# What the exporter implements and what its version converter reaches; it would quietly keep 18 for less.
+# What the exporter and its version converter implement. For less, the exporter silently keeps 18.
 OPSETS = range(18, 26)
 MULTIPLE = 32
 TRACED_SHAPE = (2, 3, 64, 96)
-# Signs of a size that is not matched by construction, and of a BatchNorm that did not fold.
+# Signs of a size that is not matched by construction, and of a BatchNorm that was not folded.
 UNWANTED = ("Shape", "BatchNormalization")
 
 
 class ExportError(ValueError):
-    """An export that cannot be made or that must not be kept; the message is one line."""
+    """An export that is impossible or whose result is wrong. The message is one line."""
 
 
 def trace(model: DepthModel, opset: int = OPSETS[0]) -> onnx.ModelProto:
-    """The float32 graph of any batch, height and width, without a trace of where it was made.
+    """Trace a model to a float32 graph with dynamic batch, height and width.
 
-    Height and width are traced as 32 times something: all features then match their skips by construction,
-    no Shape node is left and every BatchNorm folds into its convolution.
+    Height and width are traced as multiples of 32. All features then match their skips by construction, no Shape
+    node is left and every BatchNorm folds into its convolution.
 
     Args:
-        model: on the CPU, in float32 and eval mode, its weights contiguous: others are traced with Shape nodes.
+        model: on the CPU, in float32 and eval mode, with contiguous weights. Weights in channels_last leave Shape
+            nodes.
         opset: ONNX operator set, 18 to 25.
 
     Raises:
-        ExportError: the exporter made another opset, or a graph with operators that should not be there.
+        ExportError: the exporter made another opset, or a graph with unwanted operators.
     """
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     dims |= {2: MULTIPLE * torch.export.Dim("h"), 3: MULTIPLE * torch.export.Dim("w")}
@@ -58,20 +56,18 @@ def trace(model: DepthModel, opset: int = OPSETS[0]) -> onnx.ModelProto:
     graph = program.model_proto
     clean(graph)
     graph.graph.name = model.name
-    got = [entry.version for entry in graph.opset_import if entry.domain == ""]
-    if got != [opset]:
-        raise ExportError(f"asked for opset {opset}, the exporter made {got}")
+    made = [entry.version for entry in graph.opset_import if entry.domain == ""]
+    if made != [opset]:
+        raise ExportError(f"asked for opset {opset}, the exporter made {made}")
     counts = Counter(node.op_type for node in graph.graph.node)
-    if left := [op for op in UNWANTED if counts[op]]:
-        raise ExportError(
-            f"{model.name}: the graph has {', '.join(f'{counts[op]} {op}' for op in left)} nodes"
-        )
+    if found := [f"{counts[op]} {op}" for op in UNWANTED if counts[op]]:
+        raise ExportError(f"{model.name}: the graph has {', '.join(found)} nodes")
     return graph
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's progress, warnings and log lines off the terminal."""
+    """Silence the progress, warnings and log lines of the exporter."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -83,7 +79,7 @@ def quiet() -> Iterator[None]:
 
 
 def clean(model: onnx.ModelProto) -> None:
-    """Names the open dimensions; drops what the exporter noted of its sources, local paths among it."""
+    """Name the dynamic dimensions, and remove stack traces with local paths."""
     names = {f"{MULTIPLE}*h": "height", f"{MULTIPLE}*w": "width"}
     graph = model.graph
     values = [*graph.input, *graph.output, *graph.value_info]
@@ -96,13 +92,13 @@ def clean(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
     if model.functions:
         raise ExportError("the graph has local functions, which were to be inlined")
-    number(model)
+    rename_nodes(model)
 
 
-def number(model: onnx.ModelProto) -> None:
-    """Names nodes, what they make and constants by their place; the exporter's counters depend on what it did before.
+def rename_nodes(model: onnx.ModelProto) -> None:
+    """Name nodes, their outputs and constants by position, so that the same model exports to the same bytes.
 
-    Inputs, outputs and the model's own weights keep their names.
+    The exporter's own counters depend on earlier exports. Inputs, outputs and the model's weights keep their names.
     """
     graph = model.graph
     names = {value.name: value.name for value in graph.output}
@@ -120,7 +116,7 @@ def number(model: onnx.ModelProto) -> None:
 
 
 def fix_size(model: onnx.ModelProto, size: tuple[int, int]) -> None:
-    """Makes a graph of open size one of ``size`` (H, W); the batch stays open."""
+    """Fix height and width to ``size``. The batch stays dynamic."""
     graph = model.graph
     for value in (graph.input[0], graph.output[0]):
         for dim, side in zip(value.type.tensor_type.shape.dim[2:], size, strict=True):
@@ -129,16 +125,16 @@ def fix_size(model: onnx.ModelProto, size: tuple[int, int]) -> None:
 
 
 def infer_shapes(model: onnx.ModelProto) -> None:
-    """Writes the shapes of all tensors anew, from those of the inputs."""
+    """Recompute the shapes of all tensors from those of the inputs."""
     del model.graph.value_info[:]
     model.CopyFrom(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
 
 
-def part_logits(model: onnx.ModelProto) -> None:
-    """Puts a Squeeze and an Unsqueeze behind each head of one channel that is then resized.
+def unblock_head_layout(model: onnx.ModelProto) -> None:
+    """Insert a Squeeze and an Unsqueeze after each one-channel head that is resized.
 
-    onnxruntime's convolutions on a CPU work in blocks of 16 channels (8 on some) and hand blocks to what follows: the
-    resizing and the sigmoid would compute all 16. A reshaping ends the blocks; elsewhere it costs nothing.
+    On a CPU, onnxruntime's convolutions work in blocks of 16 channels (8 on some) and hand blocks to the next node:
+    Resize and Sigmoid would compute all 16. A reshape ends the blocked layout and is free elsewhere.
     """
     weights = initializers(model)
     heads = {
@@ -161,21 +157,12 @@ def part_logits(model: onnx.ModelProto) -> None:
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the constants of a graph by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
-def layers(model: onnx.ModelProto) -> dict[str, str]:
-    """The convolutions: the module's path in the PyTorch model, and the name of the node."""
-    weights = {name for name in initializers(model) if name.endswith(".weight")}
-    return {
-        node.input[1].removesuffix(".weight"): node.name
-        for node in model.graph.node
-        if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights
-    }
-
-
 def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Makes ``nodes`` the graph's, in their order, and drops the initialisers that they do not use."""
+    """Replace the nodes of a graph, and drop the initializers that the new ones do not use."""
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
@@ -186,14 +173,14 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
 
 
 def float_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that stay in float32 in every precision: the normalisation and the heads.
+    """Return the names of the nodes that stay in float32 in every precision: the normalization and the heads.
 
-    A head is a convolution with one output channel and what follows it, up to the next Concat: rounding there
-    would be seen in the depth itself, and costs next to nothing to leave out.
+    A head is a convolution with one output channel and all that follows it up to the next Concat. Rounding there
+    would be visible in the depth, and float32 costs next to nothing.
     """
     weights = initializers(model)
-    convolved: set[str] = set()
-    head: set[str] = set()
+    convolved: set[str] = set()  # tensors after the first convolution
+    head: set[str] = set()  # tensors of the heads
     names: set[str] = set()
     for node in model.graph.node:
         inputs = [name for name in node.input if name and name not in weights]
@@ -211,30 +198,3 @@ def float_nodes(model: onnx.ModelProto) -> set[str]:
         else:
             names.add(node.name)
     return names
-
-
-def check_path(path: Path) -> None:
-    """Raises ExportError for what cannot be written, before anything slow starts."""
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ExportError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise ExportError(f"{path}: the folder {path.parent} is not writable")
-
-
-def write(content: bytes, path: Path) -> None:
-    """Writes aside, then renames: no other process ever sees half a file, and nothing stays on failure."""
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise

@@ -1,4 +1,4 @@
-"""What tests share: the real frames, where DEPTHZOO_DATA says they are."""
+"""Fixtures of all tests: the checkout, and the real frames that DEPTHZOO_DATA points to."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c() -> None:
-    """Ctrl-C works here and in the tests' subprocesses, also where the suite was started with it ignored."""
+    """Ctrl-C works here and in subprocesses, also where the suite was started with it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -23,7 +23,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with ``nyu_v2_labelled``; skips where DEPTHZOO_DATA is unset, fails where it is wrong."""
+    """The folder with ``nyu_v2_labelled``; skips if DEPTHZOO_DATA is unset, fails if it is wrong."""
     folder = os.environ.get("DEPTHZOO_DATA")
     if not folder:
         pytest.skip("DEPTHZOO_DATA is unset: no real NYU Depth V2 frames")
@@ -35,7 +35,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def nyu_frames(real_data: Path) -> list[tuple[Path, Path]]:
-    """(picture, 8-bit filled depth) of a few test frames."""
+    """(image, 8-bit filled depth) of a few test frames."""
     folder = real_data / "nyu_v2_labelled"
     return [
         (folder / "images" / f"{i:04d}.jpg", folder / "depths" / f"{i:04d}.png") for i in (0, 8, 200, 1445)

@@ -1,4 +1,4 @@
-"""What the commands have in common: sizes, flags of a configuration, and errors that are one line."""
+"""Shared by the commands: sizes, flags of a configuration, and errors in one line."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``"192x256"`` to (192, 256), height first.
+    """Convert ``"192x256"`` to (192, 256), height first.
 
     Raises:
         argparse.ArgumentTypeError: for anything else.
@@ -23,7 +23,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``"augment.zoom=[0.9, 1.1]"`` to ("augment.zoom", [0.9, 1.1]); a value that is no TOML is text.
+    """Convert ``"augment.zoom=[0.9, 1.1]"`` to ("augment.zoom", [0.9, 1.1]); a value that is not TOML is text.
 
     Raises:
         argparse.ArgumentTypeError: for text without "=".
@@ -37,38 +37,40 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-# How a flag's text becomes a value, by the type of the field, and what its help shows for it.
-FLAG_TYPES: dict[Any, tuple[Callable[[str], Any], str]] = {
-    int: (int, "N"),
-    float: (float, "X"),
-    str: (str, "TEXT"),
-    tuple[int, int]: (parse_size, "HxW"),
+# Type, metavar and nargs of a flag, by the type of its field.
+FLAG_TYPES: dict[Any, tuple[Callable[[str], Any], str, str | None]] = {
+    int: (int, "N", None),
+    float: (float, "X", None),
+    str: (str, "TEXT", None),
+    tuple[int, int]: (parse_size, "HxW", None),
+    tuple[tuple[int, int], ...]: (parse_size, "HxW", "*"),
+    tuple[float, ...]: (float, "X", "*"),
 }
 
 
 def add_settings(parser: "argparse._ArgumentGroup", config: type) -> None:
-    """Adds a flag for each field of a dataclass that is a number, text, a switch or a size, named as the field and
-    described as in its docstring; and ``--set KEY=VALUE`` for any field, those of its tables too.
+    """Add a flag for each field of a dataclass, described as in its docstring, and ``--set KEY=VALUE`` for its tables.
 
     Args:
-        parser: or a group of one; a flag that is not given is None.
+        parser: a parser or a group of one; the value of a flag that is not given is None.
         config: the dataclass.
     """
     about = dict(re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", config.__doc__ or "", re.MULTILINE))
     for key, hint in typing.get_type_hints(config).items():
         flag, text = f"--{key.replace('_', '-')}", " ".join(about.get(key, "").replace("`", "").split())
+        text = text.replace("%", "%%")
         if hint is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         elif hint in FLAG_TYPES:
-            kind, metavar = FLAG_TYPES[hint]
-            parser.add_argument(flag, type=kind, metavar=metavar, help=text)
+            kind, metavar, nargs = FLAG_TYPES[hint]
+            parser.add_argument(flag, type=kind, metavar=metavar, nargs=nargs, help=text)
     parser.add_argument(
         "--set",
         action="append",
         type=parse_setting,
         default=[],
         metavar="KEY=VALUE",
-        help="any key, of a table as in augment.zoom=[0.9,1.1] or loss.silog=1.0; several times",
+        help="any key, also of a table, as in augment.zoom=[0.9,1.1] or loss.silog=1.0; can be repeated",
     )
 
 
@@ -77,7 +79,10 @@ def command(
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parses and runs; an error of the user's is one line on stderr and exit code 2, Ctrl-C is 130."""
+    """Parse arguments and run a command; return its exit code.
+
+    An OSError or ValueError is printed as one line on stderr, with exit code 2. Ctrl-C gives 130.
+    """
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = set(re.findall(r"--[a-z][\w-]*", parser.format_help()))

@@ -1,36 +1,39 @@
-"""What a process knows of the others: rank, size, and the few collectives that training needs."""
+"""The processes of a run, and the few collectives that training needs."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+# Each process keeps its own BatchNorm statistics. torch has two names for this; the older one warns if both exist.
+_PARAMETERS = inspect.signature(DistributedDataParallel).parameters
+OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; one alone by default.
+    """The processes of a run; by default only one."""
 
-    Attributes:
-        rank: of this process, 0 <= rank < size.
-        size: how many there are.
-        local_rank: of this process on its machine, which is the number of its GPU.
-    """
-
-    rank: int = 0
+    rank: int = 0  # of this process
     size: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # of this process on its machine: the number of its GPU
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes files and the terminal."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether ``flag`` is true in any process."""
+        """Return whether ``flag`` is true in any process."""
         if self.size == 1:
             return flag
         value = torch.tensor(float(flag), device=device)
@@ -38,7 +41,7 @@ class World:
         return bool(value.item())
 
     def mean(self, number: float, device: torch.device) -> float:
-        """The mean of a number over the processes."""
+        """Return the mean of a number over the processes."""
         if self.size == 1:
             return number
         value = torch.tensor(
@@ -48,20 +51,27 @@ class World:
         return float(value.item()) / self.size
 
     def average(self, tensor: Tensor) -> None:
-        """Replaces a tensor by its mean over the processes."""
+        """Replace a tensor by its mean over the processes."""
         if self.size > 1:
             dist.all_reduce(tensor)
             tensor /= self.size
 
+    def wrap(self, network: Any, device: torch.device) -> Any:
+        """Make backward passes average their gradients over the processes."""
+        if self.size == 1:
+            return network
+        index = None if device.index is None else [device.index]
+        return DistributedDataParallel(network, device_ids=index, **OWN_BUFFERS)
+
     def barrier(self) -> None:
-        """Waits for all processes."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Joins the processes that ``torchrun`` started, by NCCL on GPUs and gloo on CPUs; alone without it."""
+    """Join the processes that ``torchrun`` started, with NCCL on GPUs and gloo on CPUs; without it there is one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted so that a command can save first."""
+"""Ctrl-C and SIGTERM, handled so that a command can save first."""
 
 import contextlib
 import signal
@@ -7,11 +7,7 @@ from types import FrameType
 
 
 class Interruption:
-    """Notes SIGTERM and Ctrl-C so that the loop can save first; a second one stops at once.
-
-    Attributes:
-        signal: the number of the signal that came, or None.
-    """
+    """Stores the number of the first SIGTERM or SIGINT in ``signal``; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -23,12 +19,12 @@ class Interruption:
 
     @property
     def name(self) -> str:
-        """ "SIGINT" or "SIGTERM"; "" before any came."""
+        """Return "SIGINT" or "SIGTERM", or "" before any came."""
         return "" if self.signal is None else signal.Signals(self.signal).name
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """While this is entered, the signals are noted."""
+        """Handle the signals inside the context."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

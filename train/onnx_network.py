@@ -1,4 +1,4 @@
-"""An exported ONNX file as a network, for the evaluation that a PyTorch model goes through."""
+"""An exported ONNX file as a network, for the same evaluation as a PyTorch model."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ class OnnxNetwork:
 
     Args:
         path: the file.
-        device: where to run it; one that does not work here is an error, never a fallback.
+        device: where to run it. There is no fallback to another device.
 
     Attributes:
-        metadata: what the file says of itself, JSON decoded.
-        fixed: it takes ``size`` only.
+        metadata: of the file, JSON decoded.
+        fixed: whether it takes ``size`` only.
         size: (H, W) working size.
         name: of the model.
 
@@ -30,17 +30,16 @@ class OnnxNetwork:
     def __init__(self, path: Path, device: torch.device | None = None) -> None:
         self.session = open_session(path, device or torch.device("cpu"))
         raw = self.session.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = {key: decode(text) for key, text in raw.items()}
+        self.metadata: dict[str, Any] = {key: _decode(text) for key, text in raw.items()}
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         ours = str(self.metadata.get("format", "")).startswith("depthzoo/")
         if not ours or [t.name for t in inputs] != ["image"] or [t.name for t in outputs] != ["depth"]:
             raise ValueError(
-                f"{path} is an ONNX file, but not one made by export/to_onnx.py, or it is cut short"
+                f"{path} is an ONNX file, but not one made by export/to_onnx.py, or it is truncated"
             )
-        if inputs[0].type != "tensor(float)" or outputs[0].type != "tensor(float)":
-            raise ValueError(
-                f"{path} takes {inputs[0].type} and gives {outputs[0].type}; expected the variant with float32"
-            )
+        types = inputs[0].type, outputs[0].type
+        if types != ("tensor(float)", "tensor(float)"):
+            raise ValueError(f"{path} takes {types[0]} and gives {types[1]}; expected the float32 variant")
         height, width = inputs[0].shape[2:]
         self.fixed = isinstance(height, int) and isinstance(width, int)
         stated = (height, width) if self.fixed else self.metadata.get("size", (480, 640))
@@ -52,21 +51,14 @@ class OnnxNetwork:
         (depth,) = self.session.run(["depth"], {"image": image.cpu().contiguous().numpy()})
         return torch.from_numpy(depth)
 
-    def working_size(self, asked: tuple[int, int] | None) -> tuple[int, int]:
-        """The size to work at.
-
-        Raises:
-            ValueError: ``asked`` is one that the file does not take.
-        """
-        if asked is None or asked == self.size:
-            return self.size
-        if self.fixed:
-            raise ValueError(f"this file takes {self.size[0]}x{self.size[1]} only, not {asked[0]}x{asked[1]}")
-        return asked
+    def working_size(self, requested: tuple[int, int] | None) -> tuple[int, int]:
+        """Return the size to work at; a ValueError if the file does not take the requested one."""
+        if self.fixed and requested not in (None, self.size):
+            raise ValueError(f"this file takes {self.size} only, not {requested}")
+        return self.size if requested is None else requested
 
 
-def decode(text: str) -> Any:
-    """JSON where it is any."""
+def _decode(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
@@ -74,7 +66,7 @@ def decode(text: str) -> Any:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether the installed onnxruntime, if any, was built for ``device``."""
+    """Whether onnxruntime is installed and was built for ``device``."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -83,33 +75,30 @@ def runs_on(device: torch.device) -> bool:
 
 
 def open_session(path: Path, device: torch.device) -> Any:
-    """An ``onnxruntime.InferenceSession`` that runs on ``device``, or a ValueError of one line."""
+    """Return an ``onnxruntime.InferenceSession`` that runs on ``device``; a ValueError if there can be none."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise ValueError(
-            f'{path} needs onnxruntime, which is not installed: pip install "depthzoo[export]"'
-        ) from None
+        hint = 'pip install "depthzoo[export]"'
+        raise ValueError(f"{path} needs onnxruntime, which is not installed: {hint}") from None
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if not runs_on(device):
         raise ValueError(f"this onnxruntime does not run on {device.type}; use --device cpu")
-    provider = PROVIDERS[device.type]
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised, and said in one line below
-    providers: list[Any] = [provider]
+    options.log_severity_level = 4  # errors are raised, and worded below
+    provider: Any = PROVIDERS[device.type]
     if device.type == "cuda":
-        # Without this, nodes that the GPU lacks run on the CPU and nobody is told.
+        # Without this, operators that the GPU lacks silently run on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         onnxruntime.set_default_logger_severity(4)
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        providers = [(provider, {"device_id": device.index or 0})]
+        onnxruntime.preload_dlls()
+        provider = (provider, {"device_id": device.index or 0})
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
-    except Exception as error:  # onnxruntime's errors share no base of their own
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+    except Exception as error:  # onnxruntime's errors share no base class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: onnxruntime cannot load it on {device.type}: {reason}") from None
-    if session.get_providers()[0] != provider:
+    if session.get_providers()[0] != PROVIDERS[device.type]:
         raise ValueError(f"{path}: onnxruntime fell back from {device.type} to the CPU; use --device cpu")
     return session

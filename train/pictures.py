@@ -120,27 +120,3 @@ def _in_folder(folder: Path) -> list[Picture]:
         for path, name in paths
         if _is_picture(name) and path.is_file()
     ]
-
-
-# What train.pretraining and train.pseudo still need.
-MAX_UNREADABLE = 0.01
-PictureError = DatasetError
-
-
-class Unreadable:
-    """Counts pictures that were skipped and stops at too many."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.limit = total, int(total * MAX_UNREADABLE)
-        self.found: dict[str, str] = {}
-
-    def add(self, name: str, message: str) -> bool:
-        """Note a picture; whether it is a new one."""
-        new = name not in self.found
-        self.found[name] = message
-        if len(self.found) > self.limit:
-            many = (
-                f"{len(self.found)} of {self.total} pictures are unreadable, more than {MAX_UNREADABLE:.0%}"
-            )
-            raise PictureError(f"{many}; the last: {message}")
-        return new

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: what its recipe asks for, or float32 where the device would only imitate it."""
+"""The precision of a run: that of its recipe, or float32 where the device only emulates it."""
 
 import sys
 
@@ -8,19 +8,15 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32
 
 
 def usable_precision(precision: str, device: torch.device) -> str:
-    """``precision``, or "fp32" if half precision would be the slower one on this device.
+    """Return ``precision``, or "fp32" if half precision is slower on this device.
 
     A CPU without AVX-512 converts every value back and forth: a step of the U-Net takes 30 times as long in bfloat16 as
-    in float32. CUDA devices before Ampere (compute capability 8.0) imitate bfloat16 too, but not float16.
-
-    Args:
-        precision: "bf16", "fp16" or "fp32".
-        device: where the network runs.
+    in float32. CUDA devices before Ampere (compute capability 8.0) emulate bfloat16 too, but not float16.
     """
     if precision == "fp32":
         return precision
     if device.type == "cpu":
-        # "DEFAULT" is any processor that PyTorch has no vectorised kernels for, Apple's among them.
+        # "DEFAULT" is any processor without vectorized kernels in PyTorch, such as Apple's.
         return "fp32" if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else precision
     if device.type == "cuda" and precision == "bf16":
         capable = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -29,7 +25,7 @@ def usable_precision(precision: str, device: torch.device) -> str:
 
 
 def report_precision(wanted: str, used: str, device: torch.device) -> None:
-    """Says in one line on stderr that a run computes in another precision than its recipe's."""
+    """Print a line on stderr if a run computes in another precision than its recipe's."""
     if used != wanted:
         hint = "; --precision fp16 is faster" if device.type == "cuda" else ""
         print(f"no fast {wanted} on this {device.type.upper()}: computing in {used}{hint}", file=sys.stderr)

@@ -153,13 +153,6 @@ def prepare(
     return {split: entry["count"] for split, entry in progress["splits"].items()}, True
 
 
-def write(
-    source: Source, total: int, out: Path, size: tuple[int, int] | None, **about: str
-) -> dict[str, int]:
-    """Write a source, replacing an older data set: the former interface of :func:`prepare`."""
-    return prepare(source, out, size, overwrite=True)[0]
-
-
 def convert(
     source: Source,
     items: Sequence[Item],

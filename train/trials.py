@@ -23,10 +23,9 @@ from depthzoo.models import create_model
 from train.arguments import command
 from train.cards import commit
 from train.config import load_recipe
-from train.engine import Run, RunOptions
-from train.evaluate import default_protocol
-from train.feed import Sources
-from train.inference import predict_frames, rules, torch_predict
+from train.data import Sources
+from train.evaluation import default_protocol, predict_frames, protocol_for, torch_predict
+from train.loop import Run, RunOptions
 from train.shards import ShardDataset
 
 RECIPES = Path(__file__).with_name("recipes") / "trials"
@@ -44,63 +43,61 @@ COLUMNS = {
 
 @torch.inference_mode()
 def measure(weights: Path, model: str, dataset: ShardDataset, size: tuple[int, int]) -> dict[str, float]:
-    """Metrics of a weights file on a split, means over its frames.
+    """Return the metrics of a weights file on a split, means over its frames.
 
     ``abs_rel_scaled`` is AbsRel after each prediction is multiplied by the ratio of the medians; ``slope`` is that of
     the least-squares line of ln prediction on ln target over all valid pixels, 1 for a network that does not pull
     near and far depth towards the mean.
     """
     network = create_model(model, weights=weights)
-    protocol = rules(dataset, default_protocol(dataset))
+    protocol = protocol_for(dataset, default_protocol(dataset))
     metrics, scaled = DepthMetrics(protocol), DepthMetrics(protocol)
     sums = np.zeros(5)
     for frames in predict_frames(torch_predict(network, torch.device("cpu")), dataset, size):
-        metrics.update(frames.depth, frames.truth)
-        for depth, target in zip(frames.depth, frames.truth, strict=True):
+        metrics.update(frames.depth, frames.target)
+        for depth, target in zip(frames.depth, frames.target, strict=True):
             mask = protocol.valid(target)
             p, d = depth[mask].double(), target[mask].double()
             scaled.update((depth * (d.median() / p.median()))[None], target[None])
             x, y = d.log().numpy(), p.clamp(min=protocol.min_depth).log().numpy()
             sums += [len(x), x.sum(), y.sum(), (x * x).sum(), (x * y).sum()]
     n, sx, sy, sxx, sxy = sums
-    figures = metrics.compute()["per_image"]
+    means = metrics.compute()["per_image"]
     return {
-        **{key: figures[key] for key in ("abs_rel", "rmse", "d1")},
+        **{key: means[key] for key in ("abs_rel", "rmse", "d1")},
         "abs_rel_scaled": scaled.compute()["per_image"]["abs_rel"],
         "slope": float((n * sxy - sx * sy) / (n * sxx - sx * sx)),
     }
 
 
 def run_row(row: str, data: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one row; a line of the results.
+    """Train and evaluate one row; return a line of the results.
 
     Raises:
-        KeyboardInterrupt: the training was stopped; ``run`` goes on with it.
+        KeyboardInterrupt: the training was stopped; the next ``run`` continues it.
     """
     config = load_recipe(
         RECIPES / f"{row}.toml", seed=seed, init=str(args.init) if args.init else None, steps=args.steps
     )
     out = args.runs / f"{row}-{data.name}-seed{seed}"
     resume = (out / "checkpoint.safetensors").exists()
-    run = Run(config, Sources(data), out, RunOptions(resume=resume, report=False))
-    if run.progress.step < run.last_step:
-        run.train()
-    if run.progress.step < run.last_step:
+    run = Run(config, Sources(data), out, RunOptions(resume=resume))
+    if run.train()["step"] < run.last_step:
         raise KeyboardInterrupt
-    figures = measure(out / "last.safetensors", config.model, ShardDataset(data, "val"), config.size)
-    settings = {"steps": run.total, "images": run.total * config.batch_size, "size": list(config.size)}
-    return {"row": row, "fold": data.name, "seed": seed, **settings, **figures, "commit": commit()}
+    metrics = measure(out / "last.safetensors", config.model, ShardDataset(data, "val"), config.size)
+    settings = {"steps": run.steps, "images": run.steps * config.batch_size, "size": list(config.size)}
+    return {"row": row, "fold": data.name, "seed": seed, **settings, **metrics, "commit": commit()}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file; none where there is no file."""
+    """Return the lines of a results file; none if it does not exist."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table, a row each: the mean over its runs and the difference to ``today``.
+    """Return the results as a Markdown table: for each row the mean over its runs and the difference to ``today``.
 
-    The difference is that of runs with the same fold and seed; beside it stands its standard error.
+    The difference is that of runs with equal fold and seed, with its standard error.
     """
     rows: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for line in lines:

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from depthzoo import weights as zoo_weights
 from depthzoo.errors import WeightsError, one_line, suggest
-from depthzoo.models.base import DepthHead, DepthModel, Encoder
+from depthzoo.models.base import DepthHead, DepthModel
 
-PathLike: TypeAlias = str | os.PathLike[str]
+Weights: TypeAlias = str | os.PathLike[str] | None  # "DEFAULT", a tag, a path, or None
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 BUILDERS: dict[str, Callable[..., Any]] = {}
@@ -51,7 +51,7 @@ def get_builder(name: str) -> Callable[..., Any]:
     return BUILDERS[name]
 
 
-def create_model(name: str, *, weights: PathLike | None = "DEFAULT", **options: Any) -> DepthModel:
+def create_model(name: str, *, weights: Weights = "DEFAULT", **options: Any) -> DepthModel:
     """Build a model by name.
 
     Args:
@@ -73,62 +73,31 @@ def create_model(name: str, *, weights: PathLike | None = "DEFAULT", **options: 
     return model
 
 
-def load_encoder(
-    encoder: Encoder, encoder_weights: str | os.PathLike[str] | None, torchvision_weights: Any
-) -> None:
-    """Fills ``encoder.body``: None leaves it random, "imagenet" downloads torchvision's, a path reads a file.
-
-    Raises:
-        ValueError: for an encoder that has no ImageNet weights, a download that fails or has another digest, or a
-            file that does not fit.
-    """
-    if encoder_weights is None:
-        return
-    if encoder_weights != "imagenet":
-        zoo_weights.load_into(encoder.body, encoder_weights)  # type: ignore[arg-type]
-        return
-    if torchvision_weights is None:
-        raise ValueError(
-            "encoder_weights='imagenet': this encoder is no ImageNet network; use None or a path"
-        )
-    try:
-        state = torchvision_weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # a digest that differs is a RuntimeError of torch.hub
-        raise WeightsError(
-            f"encoder_weights='imagenet': cannot download {torchvision_weights.url}: {one_line(error)}; without a "
-            "network use None or a path"
-        ) from error
-    own = encoder.body.state_dict()  # type: ignore[union-attr]
-    # By the file's keys: a file older than num_batches_tracked (VGG's) has none, and BatchNorm fills it in.
-    body = {key: value for key, value in state.items() if key in own}
-    encoder.body.load_state_dict(body, strict=True)  # type: ignore[union-attr]
-
-
 def build_model(
-    factory: Callable[..., DepthModel],
+    network: Callable[..., DepthModel],
     name: str,
-    weights: str | os.PathLike[str] | None,
-    encoder_weights: str | os.PathLike[str] | None,
+    weights: Weights,
+    encoder_weights: Weights,
+    options: dict[str, Any],
     torchvision_weights: Any = None,
-    **options: Any,
 ) -> DepthModel:
-    """Builds a registered model and fills it.
+    """Build a registered model and load its weights.
 
     Args:
-        factory: takes the options and gives the network.
-        name: the builder's.
+        network: takes ``options`` and returns the model.
+        name: name of the builder.
         weights, encoder_weights: see the builders.
-        torchvision_weights: torchvision's weights of the encoder, or None where there are none.
-        **options: of the factory; None is left out. Trained weights bring their own, with which these must agree.
+        options: of ``network``; None is left out. Trained weights bring their own, which these must not contradict.
+        torchvision_weights: torchvision's weights of the encoder; None if there are none.
 
     Raises:
-        ValueError: for weights of another model, options that they contradict, and whatever loading raises.
+        ValueError: for weights of another model, options that contradict the weights, or weights that cannot be loaded.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if weights is None:
-        model = factory(**options)
+        model = network(**options)
         model.name, model.arguments = name, options
-        load_encoder(model.encoder, encoder_weights, torchvision_weights)
+        _load_encoder(model, encoder_weights, torchvision_weights)
         return model
     if encoder_weights is not None:
         raise ValueError(f"{name}: encoder_weights are for a fresh model; add weights=None")
@@ -136,19 +105,42 @@ def build_model(
     card = zoo_weights.read_metadata(path)
     if card.get("model", name) != name:
         raise WeightsError(f"{path}: holds weights of {card['model']}, not of {name}")
-    # A file of another origin does not say how its model was built: the caller does.
-    arguments = dict(card.get("arguments", options))
+    # A file of another origin does not say how its model was built; the caller does.
+    arguments = card.get("arguments", options)
     for key, value in options.items():
-        trained = arguments.get(key, _default(factory, key))
+        trained = arguments.get(key, _default(network, key))
         if value != trained:
             raise ValueError(f"{name}: {path.name} was trained with {key}={trained!r}, not {value!r}")
-    model = factory(**arguments)
+    model = network(**arguments)
     model.name, model.arguments, model.card = name, arguments, card
     zoo_weights.load_into(model, path)
     return model.eval()
 
 
-def _default(factory: Callable[..., DepthModel], option: str) -> Any:
-    """What an option is that a card does not name."""
-    parameters = {**inspect.signature(DepthHead).parameters, **inspect.signature(factory).parameters}
+def _default(network: Callable[..., DepthModel], option: str) -> Any:
+    """Value of an option that a card does not state."""
+    parameters = {**inspect.signature(DepthHead).parameters, **inspect.signature(network).parameters}
     return parameters[option].default
+
+
+def _load_encoder(model: DepthModel, encoder_weights: Weights, torchvision_weights: Any) -> None:
+    body = model.encoder.body
+    if encoder_weights is None:
+        return
+    if encoder_weights != "imagenet":
+        zoo_weights.load_into(body, encoder_weights)
+        return
+    if torchvision_weights is None:
+        raise ValueError(
+            f"{model.name}: encoder_weights='imagenet': torchvision has none for this encoder; use None or a path"
+        )
+    try:
+        state = torchvision_weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # torch.hub raises RuntimeError for a wrong digest
+        raise WeightsError(
+            f"encoder_weights='imagenet': cannot download {torchvision_weights.url}: {one_line(error)}; without a "
+            "network use None or a path"
+        ) from error
+    # Without the classifier. VGG's file lacks num_batches_tracked, which BatchNorm then fills in.
+    own = body.state_dict()
+    body.load_state_dict({key: value for key, value in state.items() if key in own}, strict=True)

@@ -1,18 +1,18 @@
-"""VGG16 with the DispNet decoder, which predicts at four scales."""
-
-from typing import Any, Unpack
+"""VGG16 with the DispNet decoder, which predicts depth at four scales."""
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, vgg16_bn
 
-from depthzoo.models._api import build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, HeadOptions
+from depthzoo.models._api import Weights, build_model, register_model
+from depthzoo.models.base import DepthHead, DepthModel, Encoder
 from depthzoo.models.layers import Upsample2x, match_size
+
+IMAGENET = VGG16_BN_Weights.IMAGENET1K_V1
 
 
 class VGG16Encoder(Encoder):
-    """torchvision's VGG16 with BatchNorm, tapped after each pooling; strides 2, 4, 8, 16, 32."""
+    """torchvision's VGG16 with BatchNorm, without its classifier; the features are those after each pooling."""
 
     out_channels = (64, 128, 256, 512, 512)
     strides = (2, 4, 8, 16, 32)
@@ -32,70 +32,63 @@ class VGG16Encoder(Encoder):
         return features
 
     def stage(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Layers first, ..., last - 1: in a call of its own, which training can make forget its activations."""
+        """Run layers ``first`` to ``last`` - 1; a method of its own, so that training can checkpoint activations."""
         for index in range(first, last):
             x = self.body.features[index](x)
         return x
 
 
-def _conv_leaky(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.LeakyReLU(0.1, inplace=True))
-
-
-def _up_leaky(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1), nn.LeakyReLU(0.1, inplace=True)
-    )
-
-
 class DispNetVGG16(DepthModel):
-    """Five transposed convolutions; the four finest levels predict, each from the coarser prediction too."""
+    """VGG16 with five levels of transposed convolutions.
 
-    widths = (256, 128, 64, 32, 16)
+    The four finest levels have a head, and each takes the coarser level's prediction as one more channel.
+    """
 
-    def __init__(self, **options: Unpack[HeadOptions]) -> None:
+    def __init__(self, head: str = "sigmoid", **depths: float) -> None:
         super().__init__()
         self.encoder = VGG16Encoder()
-        skips = (*self.encoder.out_channels[-2::-1], 0)  # /16 /8 /4 /2, and none at full size
-        deep = self.encoder.out_channels[-1]
-        self.up_features = nn.ModuleList()
-        self.conv = nn.ModuleList()
+        *skips, below = (0, *self.encoder.out_channels)  # no skip at full size
+        self.up_features, self.conv = nn.ModuleList(), nn.ModuleList()
         heads = []
-        for level, (previous, width, skip) in enumerate(
-            zip((deep, *self.widths), self.widths, skips, strict=False)
-        ):
-            coarser = 1 if level > 1 else 0
-            self.up_features.append(_up_leaky(previous, width))
-            self.conv.append(_conv_leaky(width + skip + coarser, width))
+        for level, (width, skip) in enumerate(zip((256, 128, 64, 32, 16), reversed(skips), strict=True)):
+            up = nn.ConvTranspose2d(below, width, 4, stride=2, padding=1)
+            conv = nn.Conv2d(width + skip + (level > 1), width, 3, padding=1)
+            self.up_features.append(nn.Sequential(up, nn.LeakyReLU(0.1, inplace=True)))
+            self.conv.append(nn.Sequential(conv, nn.LeakyReLU(0.1, inplace=True)))
             if level > 0:
-                heads.append(DepthHead(width, kernel=3, **options))
+                heads.append(DepthHead(width, kernel=3, activation=head, **depths))
+            below = width
         self.coarse_heads = nn.ModuleList(heads[:-1])
         self.head = heads[-1]
         self.up_logits = Upsample2x()
 
     def predict_logits(self, image: Tensor) -> list[Tensor]:
-        features = self.encoder(image)
-        skips = [*features[-2::-1], image]
-        heads: list[DepthHead] = [*self.coarse_heads, self.head]  # type: ignore[list-item]
-        x = features[-1]
+        *skips, x = self.encoder(image)
         logits: list[Tensor] = []
-        for level, (up, conv, skip) in enumerate(zip(self.up_features, self.conv, skips, strict=True)):
-            parts = [match_size(up(x), skip)]
-            if level < len(skips) - 1:
+        for up, conv, skip, head in zip(
+            self.up_features,
+            self.conv,
+            [*reversed(skips), None],
+            [None, *self.coarse_heads, self.head],
+            strict=True,
+        ):
+            finer = image if skip is None else skip
+            parts = [match_size(up(x), finer)]
+            if skip is not None:
                 parts.append(skip)
             if logits:
-                parts.append(match_size(self.up_logits(logits[-1]), skip).to(parts[0].dtype))
+                parts.append(match_size(self.up_logits(logits[-1]), finer).to(x.dtype))
             x = conv(torch.cat(parts, dim=1))
-            if level > 0:
-                logits.append(heads[level - 1].logits(x))
+            if head is not None:
+                logits.append(head.logits(x))
         return logits[::-1]
 
 
 @register_model
 def dispnet_vgg16(
     *,
-    weights: Any = "DEFAULT",
-    encoder_weights: Any = None,
+    weights: Weights = "DEFAULT",
+    encoder_weights: Weights = None,
     head: str | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
@@ -103,32 +96,23 @@ def dispnet_vgg16(
 ) -> DepthModel:
     """VGG16-BN encoder with the DispNet decoder and four depth heads, 19.9M parameters.
 
-    ``forward(image, all_heads=True)`` gives the depths at full, 1/2, 1/4 and 1/8 size, finest first. Sources:
+    ``forward(image, all_heads=True)`` returns the depths at full, 1/2, 1/4 and 1/8 size, finest first. Sources:
     Mayer et al., "A Large Dataset to Train Convolutional Networks", CVPR 2016 (decoder); Fang et al., "Towards
-    Good Practice for CNN-Based Monocular Depth Estimation", WACV 2020 (the pairing).
+    Good Practice for CNN-Based Monocular Depth Estimation", WACV 2020 (the combination).
 
     Args:
-        weights: "DEFAULT", a tag (none yet), a path to a .safetensors file or a run's folder, or None (random).
-        encoder_weights: None, "imagenet" (torchvision's IMAGENET1K_V1), or a path to an encoder file.
-        head: "sigmoid", within [min_depth, max_depth], or "linear".
-        min_depth, max_depth: metres; 0.001 and 10.
-        mean_depth: metres; what a fresh model predicts, 2.54.
+        weights: "DEFAULT" or a tag (none yet), a path to a .safetensors file or a run folder, or None (random).
+        encoder_weights: with weights=None, "imagenet" (torchvision's IMAGENET1K_V1), a path to an encoder file, or
+            None (random).
+        head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        min_depth, max_depth: range in metres; 0.001 and 10 by default.
+        mean_depth: prediction of a fresh model in metres; 2.54 by default.
 
     Returns:
-        A model that takes (N, 3, H, W) RGB in [0, 1], H, W >= 32, and gives (N, 1, H, W) float32 metres. With
-        trained weights feed it near their working size, or use :class:`depthzoo.Predictor`.
+        A model that takes (N, 3, H, W) RGB in [0, 1], H and W at least 32, and returns (N, 1, H, W) float32 metres.
 
     Raises:
-        ValueError: unknown tag, weights that do not fit, nothing to load, a bad option.
+        ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    return build_model(
-        DispNetVGG16,
-        "dispnet_vgg16",
-        weights,
-        encoder_weights,
-        VGG16_BN_Weights.IMAGENET1K_V1,
-        head=head,
-        min_depth=min_depth,
-        max_depth=max_depth,
-        mean_depth=mean_depth,
-    )
+    options = {"head": head, "min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
+    return build_model(DispNetVGG16, "dispnet_vgg16", weights, encoder_weights, options, IMAGENET)

@@ -1,272 +1,244 @@
-"""The command: what it stores, prints and says."""
+"""Backends, turns and the rows of the latency command."""
 
-import json
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import latency
-from benchmarks.latency import parser, run
-from benchmarks.measure import networks, peers
-from benchmarks.measure.ceiling import Ceiling
-from benchmarks.measure.peers import Peer
-from benchmarks.measure.record import read_runs
-from benchmarks.report.latency_report import report
-from depthzoo.models import _api
+import depthzoo
+from benchmarks import backends, latency
+from benchmarks.backends import CannotRunError, Case, input_size, onnx_file, prepare, random_images
+from benchmarks.latency import interleave
+from benchmarks.roofline import Peak
+from train import records
 from train.arguments import command
 
-CEILING = Ceiling({"fp32": 100.0, "int8": 400.0}, 10.0, {"fp32": "torch", "int8": "onnxruntime"})
+CPU = torch.device("cpu")
+SIZE = (32, 64)
 
 
-class Pointwise(nn.Conv2d):
-    """A model: 1x1, three to one."""
-
-    card = None
+class Watched(nn.Module):
+    """A convolution that records how it is called."""
 
     def __init__(self) -> None:
-        super().__init__(3, 1, 1, bias=False)
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 1, 3, padding=1)
+        self.seen: list[tuple[bool, bool, int]] = []
+
+    def __deepcopy__(self, _: object) -> "Watched":
+        copied = Watched()
+        copied.seen = self.seen
+        return copied
+
+    def forward(self, image: Tensor) -> Tensor:
+        nhwc = image.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((nhwc, torch.is_inference_mode_enabled(), len(image)))
+        result: Tensor = self.conv(image)
+        return result
 
 
-def small_peer() -> nn.Module:
-    return peers.Dense(nn.Conv2d(3, 1, 7, 7))
+def case(module: nn.Module, backend: str, precision: str = "fp32", batch: int = 2) -> Case:
+    return Case("net", module, backend, precision, SIZE, batch, CPU)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A zoo of two tiny models, one tiny peer that wants multiples of 14, one that is not installed."""
-    monkeypatch.setattr(_api, "BUILDERS", {})
-    for name in ("point", "point_two"):
+# -- backends ---------------------------------------------------------------------------------------------
 
-        def build(weights: object = None) -> Pointwise:
-            return Pointwise()
 
-        build.__name__ = name
-        _api.register_model(build)
-    small = {
-        "small": Peer(small_peer, "torch", 148, (28, 42), 14, "here"),
-        "absent": Peer(small_peer, "no_such_package", 148, (28, 42), 14, "here"),
-    }
-    for module in (peers, networks, latency):
-        monkeypatch.setattr(module, "PEERS", small)
-    monkeypatch.setattr(latency, "measure_ceiling", lambda _: CEILING)
-    monkeypatch.setattr(latency, "PAUSE", {"cpu": 0.0})
+@pytest.mark.parametrize("backend", ["eager", "channels_last"])
+def test_pytorch_runs_a_copy_in_inference_mode(backend: str, tmp_path: Path) -> None:
+    network = Watched()
+    call = prepare(case(network, backend), tmp_path)
+    result = call.run()
+    assert call.cold_ms > 0 and call.load_ms is None
+    assert set(network.seen) == {(backend == "channels_last", True, 2)}
+    torch.testing.assert_close(result, network.conv(random_images(2, SIZE)))
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_same(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1)).eval()
+    try:
+        call = prepare(case(network, "compile"), tmp_path)
+    except CannotRunError as error:
+        pytest.skip(str(error))
+    torch.testing.assert_close(call.run(), network(random_images(2, SIZE)))
+
+
+def test_what_cannot_run_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> object:
+        try:
+            raise ValueError("No working C++ compiler\nmore")
+        except ValueError as inner:
+            raise RuntimeError("backend failed\nwith a long\nstory") from inner
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(CannotRunError, match="^No working C\\+\\+ compiler$"):
+        prepare(case(Watched(), "compile"), tmp_path)
+
+
+def test_onnxruntime_runs_networks_that_are_not_of_the_zoo(tmp_path: Path) -> None:
+    network = nn.Conv2d(3, 1, 3, padding=1).eval()
+    call = prepare(case(network, "onnxruntime", batch=3), tmp_path)
+    assert call.load_ms and call.cold_ms > 0
+    depth = call.run().numpy()  # type: ignore[attr-defined]
+    expected = network(random_images(3, SIZE)).detach().numpy()
+    np.testing.assert_allclose(depth, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_models_of_the_zoo_run_with_every_cpu_backend(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = depthzoo.create_model("unet_mobilenet_v3", weights=None).eval()
+    expected = model(random_images(1, SIZE)).detach().numpy()
+    path = onnx_file(case(model, "onnxruntime"), tmp_path)
+    assert onnx_file(case(model, "onnxruntime", "tf32"), tmp_path) == path  # the same file
+    depth = prepare(case(model, "onnxruntime", batch=1), tmp_path).run().numpy()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(depth, expected, atol=1e-4)
+    (prediction, _) = prepare(case(model, "predictor"), tmp_path).run()  # type: ignore[misc]
+    assert prediction.depth.shape == (480, 640)
+
+
+def test_sizes_that_networks_take() -> None:
+    assert input_size("eager", (240, 330), 1) == (240, 330)
+    assert input_size("onnxruntime", (240, 330), 1) == (256, 320)
+    assert input_size("eager", (480, 640), 14) == input_size("onnxruntime", (480, 640), 14) == (476, 644)
+
+
+@pytest.mark.skipif(not backends.CLEAR.exists(), reason="only Linux reports a resident set and its peak")
+def test_peak_memory_is_that_of_the_call() -> None:
+    taken = 256 << 20
+
+    def call() -> None:
+        np.ones(taken, np.uint8)
+
+    call()
+    before, peak = backends.held(CPU, False), backends.peak_memory(call, CPU, False)
+    assert before is not None and peak is not None
+    assert peak - before == pytest.approx(taken, rel=0.1)
+
+
+# -- turns ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def call(tmp_path: Path) -> Callable[..., int]:
-    """The command on the CPU, eager, into one file."""
-
-    def call(*arguments: str) -> int:
-        given = [*arguments, "--device", "cpu", "--rounds", "3", "--out", str(tmp_path / "out.json")]
-        return command(parser(), run, given if "--backends" in given else [*given, "--backends", "eager"])
-
-    return call
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that only the timed calls advance."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    return now
 
 
-def test_what_is_stored(call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--sizes", "64x96", "native", "--batches", "1", "4"]
-    assert call("--models", "point", "--peers", *sizes, "--reference", "small") == 0
-    runs = read_runs(tmp_path / "out.json")
-    assert [(one["size"], one["batch"]) for one in runs] == [
-        ([64, 96], 1),
-        ([64, 96], 4),
-        (None, 1),
-        (None, 4),
-    ]
-    native = {(32 * 15, 640): "point", (28, 42): "small"}
-    for one in runs:
-        assert one["missing"] == {"absent": "no_such_package is not installed: pip install -e '.[peers]'"}
-        assert one["machine"]["device"] == "cpu" and one["commit"] and "latency" not in one["versions"]
-        assert one["ceiling"] == CEILING.facts() and one["clock"] == "perf_counter"
-        assert [(row["model"], row["peer"]) for row in one["rows"]] == [("point", False), ("small", True)]
-        for row in one["rows"]:
-            assert (row["backend"], row["precision"], row["batch"]) == ("eager", "fp32", one["batch"])
-            size = tuple(row["size"])
-            if one["size"] is None:
-                assert native[size] == row["model"]
-            else:
-                assert size == ((64, 96) if row["model"] == "point" else (70, 98))
-            assert row["weights"] == "random" and row["runs"] == 3 and row["ready"] is None
-            assert 0 < row["quickest"] <= row["median"] <= row["slowest"] and row["first"] > 0
-            assert row["images_per_s"] == round(1000 * row["batch"] / row["median"], 3)
-    point = runs[1]["rows"][0]
-    assert point["parameters"] == 3 and point["bytes"] == 4 * (4 * 64 * 96 * (3 + 1) + 3)
-    assert point["gflop"] == pytest.approx(2 * 3 * 4 * 64 * 96 / 1e9, abs=5e-4)
-    # At 10 GB/s the bytes take longer than the operations at 100 GFLOP/s.
-    assert point["floor"] == pytest.approx(1000 * point["bytes"] / 10e9, abs=5e-4)
-    assert point["percent_of_floor"] == pytest.approx(
-        100 * point["floor"] / point["median"], rel=0.05, abs=0.1
-    )
-    printed = capsys.readouterr()
-    assert "64x96, batch 4" in printed.out and "native sizes, batch 1" in printed.out
-    assert "x ref" in printed.out and "all figures in" in printed.out
-    assert printed.err.count("ready: ") == 8
+def test_calls_take_turns(clock: list[float]) -> None:
+    order: list[str] = []
+    costs = {"a": iter([9.0, 1.0, 3.0, 2.0]), "b": iter([9.0, 10.0, 10.0, 40.0])}
+
+    def run(name: str) -> None:
+        order.append(name)
+        clock[0] += next(costs[name])
+
+    # The first round is over the time already: three more are done nevertheless, and no fourth.
+    times, interrupted = interleave({"a": lambda: run("a"), "b": lambda: run("b")}, rounds=9, seconds=1)
+    assert order == ["a", "b"] * 4 and not interrupted
+    assert times == {"a": [1000, 3000, 2000], "b": [10000, 10000, 40000]}
 
 
-def test_a_run_takes_the_place_of_the_same(call: Callable[..., int], tmp_path: Path) -> None:
-    for models in (["point"], ["point_two"], ["point"], ["point", "point_two"]):
-        assert call("--models", *models, "--sizes", "32x32") == 0
-    assert [one["models"] for one in read_runs(tmp_path / "out.json")] == [
-        ["point_two"],
-        ["point"],
-        ["point", "point_two"],
-    ]
-    assert call("--models", "none", "--peers", "small", "--sizes", "32x32") == 0
-    assert [row["model"] for row in read_runs(tmp_path / "out.json")[-1]["rows"]] == ["small"]
+def test_a_fast_call_runs_twice_and_the_second_counts(clock: list[float]) -> None:
+    costs = iter([0.4, 0.1] * 4)
+
+    def run() -> None:
+        clock[0] += next(costs)
+
+    times, _ = interleave({"a": run}, rounds=3, seconds=99)
+    assert times["a"] == pytest.approx([100, 100, 100])
 
 
-def test_candidates_take_turns(call: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+@pytest.mark.parametrize(("rounds", "kept"), [(3, None), (6, 5)])
+def test_ctrl_c_keeps_complete_rounds(clock: list[float], rounds: int, kept: int | None) -> None:
+    calls = [0]
 
-    def forward(self: Pointwise, image: Tensor) -> Tensor:
-        nhwc = image.is_contiguous(memory_format=torch.channels_last)
-        if type(image) is Tensor:  # not when it is only counted
-            seen.append("channels_last" if nhwc else "eager")
-        return nn.Conv2d.forward(self, image)
-
-    monkeypatch.setattr(Pointwise, "forward", forward)
-    assert call("--models", "point", "--sizes", "32x64", "--backends", "eager", "channels_last") == 0
-    # Each first and for its memory; then a round that is not timed and three that are, each quick call twice.
-    assert seen == (["eager"] * 2 + ["channels_last"] * 2) * 5
-
-
-def test_ctrl_c_keeps_what_is_finished(
-    call: Callable[..., int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    interleave, calls = latency.interleave, []
-
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
+    def run() -> None:
+        calls[0] += 1
+        clock[0] += 1
+        if calls[0] > rounds:
             raise KeyboardInterrupt
-        return interleave(*arguments, **options)
 
-    monkeypatch.setattr(latency, "interleave", interrupted)
-    assert call("--models", "point", "--sizes", "32x32", "64x64", "96x96") == 130
-    assert [one["size"] for one in read_runs(tmp_path / "out.json")] == [[32, 32]]
-    *_, last = capsys.readouterr().err.splitlines()
-    assert last == f"latency.py: interrupted, 1 of 3 runs are in {tmp_path / 'out.json'}"
+    if kept is None:
+        with pytest.raises(KeyboardInterrupt):
+            interleave({"a": run}, rounds=9, seconds=99)
+    else:
+        times, interrupted = interleave({"a": run}, rounds=9, seconds=99)
+        assert interrupted and len(times["a"]) == kept
 
 
-def test_what_cannot_be_timed_is_said(
-    call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# -- the command ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network is a convolution, and the device has a known peak."""
+    monkeypatch.setattr(latency, "build", lambda _: (nn.Conv2d(3, 1, 3), 1, tuple(backends.BACKENDS["cpu"])))
+    monkeypatch.setattr(latency, "measure_peak", lambda _: Peak({"fp32": 1.0}, 1000.0))
+
+
+def call(out: Path, *words: str) -> int:
+    start = ["--device", "cpu", "--backends", "eager", "channels_last", "--sizes", "32x64", "--rounds", "3"]
+    return command(latency.parser(), latency.run, [*start, "--out", str(out), *words])
+
+
+@pytest.mark.usefixtures("small")
+def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "latency.jsonl"
+    assert call(out, "--models", "unet", "--peers", "deeplabv3_resnet50", "--batches", "1", "2") == 0
+    rows = records.load(out)
+    assert len(rows) == 8 and len({row["run"] for row in rows}) == 1
+    first = rows[0]
+    assert (first["model"], first["peer"], first["backend"], first["batch"]) == ("unet", False, "eager", 1)
+    assert (first["asked"], first["height"], first["width"]) == ("32x64", 32, 64)
+    assert first["ms_min"] <= first["ms"] <= first["ms_max"] and first["rounds"] == 3
+    assert first["roofline_ms"] == pytest.approx(2 * 30 * 62 * 27 / 1e6, abs=1e-3)  # at 1 GFLOP/s
+    assert capsys.readouterr().out.count(" of the roofline") == 8
+    # What is stored is skipped, and the rest is measured.
+    before = rows[0]["ms"]
+    assert call(out, "--models", "unet", "--batches", "1", "4", "--skip-existing") == 0
+    rows = records.load(out)
+    assert len(rows) == 10 and rows[0]["ms"] == before
+    assert capsys.readouterr().err.count("stored: ") == 2
+
+
+@pytest.mark.usefixtures("small")
+def test_what_cannot_run_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("--models", "point", "--backends", "eager", "onnxruntime-cuda-graph", "tensorrt") == 0
-    (one,) = read_runs(tmp_path / "out.json")
-    assert one["missing"] == dict.fromkeys(
-        ("onnxruntime cuda graph", "tensorrt"), "needs CUDA; this run is on cpu"
-    )
-    assert "not timed: tensorrt: needs CUDA; this run is on cpu" in capsys.readouterr().out
-    assert call("--models", "point", "--backends", "tensorrt") == 2
-    error = capsys.readouterr().err
-    assert error == "latency.py: error: nothing to time: tensorrt: needs CUDA; this run is on cpu\n"
+    real = latency.prepare
 
+    def broken(case: Case, folder: Path) -> Any:
+        if case.backend == "channels_last":
+            raise CannotRunError("out of memory")
+        return real(case, folder)
 
-def test_a_backend_that_works_nowhere_is_tried_once(
-    call: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = []
-    prepare = latency.backends.prepare
-
-    def prepared(network: nn.Module, backend: str, *arguments: Any) -> Any:
-        tried.append(backend)
-        if backend == "compile":
-            raise latency.CannotRunError("torch.compile: no compiler", everywhere=True)
-        if backend == "channels_last":
-            raise latency.CannotRunError("not this one")
-        return prepare(network, backend, *arguments)
-
-    monkeypatch.setattr(latency.backends, "prepare", prepared)
-    asked = ["eager", "channels_last", "compile"]
-    assert call("--models", "point", "point_two", "--sizes", "32x32", "--backends", *asked) == 0
-    assert tried == [*asked, "eager", "channels_last"]
-    assert read_runs(tmp_path / "out.json")[0]["missing"] == {
-        "point, channels_last fp32": "not this one",
-        "compile": "torch.compile: no compiler",
-        "point_two, channels_last fp32": "not this one",
-    }
+    monkeypatch.setattr(latency, "prepare", broken)
+    assert call(tmp_path / "latency.jsonl", "--models", "unet") == 0
+    assert [row["backend"] for row in records.load(tmp_path / "latency.jsonl")] == ["eager"]
+    assert "skipped: unet channels_last fp32 32x64 batch 1: out of memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("words", "message"),
     [
-        (["--models", "pointe"], "unknown model 'pointe': did you mean 'point'"),
-        (["--peers", "smal"], "unknown peer 'smal': did you mean 'small'?"),
-        (["--backends", "eeger"], "unknown backend 'eeger': did you mean 'eager'?"),
-        (["--rounds", "0"], "--rounds 0: expected at least 1"),
-        (["--batches", "4", "0"], "--batches 0: expected at least 1"),
-        (["--reference", "small"], "--reference small: none of the --models and --peers of this run"),
-        (["--data", "nowhere"], "no data set at nowhere: no such folder"),
-        (["--out", __file__], f'{__file__}: not a result file: expected JSON with "runs"'),
-        (["--out", "nowhere/out.json"], "nowhere/out.json: the folder nowhere does not exist"),
+        (["--models", "unt"], "unknown model 'unt': did you mean 'unet'"),
+        (["--peers", "glpn"], "unknown peer 'glpn'"),
+        (["--backends", "tensorrt"], "unknown backend 'tensorrt'"),
+        (["--rounds", "0"], "at least 1"),
     ],
 )
-def test_bad_arguments_are_one_line(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+def test_bad_arguments(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(parser(), run, ["--device", "cpu", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"latency.py: error: {says}") and error.count("\n") == 1
-
-
-def test_the_table(call: Callable[..., int], tmp_path: Path) -> None:
-    def row(model: str, backend: str, precision: str, median: float, batch: int = 16, **others: Any) -> Any:
-        known = {"size": [480, 640], "quickest": 0.9 * median, "slowest": 12 * median, "first": 98765.4}
-        figures = {
-            "images_per_s": 1000 * batch / median,
-            "percent_of_floor": 12.34,
-            "peak_memory": 12_345_678_901,
-        }
-        about = {"model": model, "backend": backend, "precision": precision, "batch": batch, "median": median}
-        return known | figures | about | others
-
-    name = "lraspp_mobilenet_v3_large"
-    rows = [
-        row(name, "eager", "fp32", 1600.0),
-        row(name, "onnxruntime cuda graph", "fp16", 200.0, 8),
-        row("other", "onnxruntime", "int8", 4.0, peak_memory=None, percent_of_floor=None),
-    ]
-    machine = {"processor": "Z80", "threads": 1, "load_before": 0.5}
-    stored = {"machine": machine, "ceiling": CEILING.facts(), "size": [480, 640], "batch": 16, "rows": rows}
-    text = report(stored | {"missing": {"tensorrt": "no"}}, f"{name}:onnxruntime-cuda-graph:fp16")
-    assert max(map(len, text.splitlines())) <= 120
-    _, heading, _, heads, eager, graph, other, missing = text.splitlines()
-    assert "480x640, batch 16, on Z80, 1 threads" in heading and missing == "not timed: tensorrt: no"
-    # Ratios are of pictures a second: 10, 40 and 4000.
-    assert heads.split()[-8:] == ["img/s", "x", "eager", "x", "ref", "floor", "MB"][-8:] or "x ref" in heads
-    assert eager.split()[-5:] == ["10.0", "1.00", "0.25", "12%", "12346"]
-    assert graph.split()[-5:] == ["40.0", "4.00", "1.00", "12%", "12346"] and "8x480x640" in graph
-    assert other.split()[-2:] == ["4000", "100.00"]
-    assert "x ref" not in report(stored | {"missing": {}})
-    assert (
-        report(stored | {"missing": {}}, "other:eager").splitlines()[-1]
-        == "not timed: the reference other:eager"
-    )
-
-
-def test_recorded_figures_are_whole() -> None:
-    """What the repository's own file says follows from what it says."""
-    path = latency.RESULTS / "latency.cpu.json"
-    if not path.is_file():
-        pytest.skip("no figures yet")
-    for one in json.loads(path.read_text())["runs"]:
-        assert (
-            one["rows"]
-            and not one["commit"].endswith("+")
-            and one["command"].startswith("python benchmarks/")
-        )
-        known = Ceiling(**one["ceiling"])
-        for row in one["rows"]:
-            floor = known.floor(row["gflop"], row["bytes"], row["precision"])
-            assert row["floor"] == pytest.approx(floor, rel=0.01)
-            assert row["percent_of_floor"] == pytest.approx(
-                100 * row["floor"] / row["median"], rel=0.01, abs=0.1
-            )
-            assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["median"], rel=0.01)
+    assert call(tmp_path / "latency.jsonl", *words) == 2
+    assert message in capsys.readouterr().err

@@ -9,13 +9,11 @@ import torch
 from torch import nn
 
 from depthzoo import weights
-from train.cards import publish, save
-
-METRICS = {"protocol": "test", "per_image": {"abs_rel": 0.25}}
+from depthzoo.files import sha256_of, write_json
 
 
 class Tiny(nn.Module):
-    """Every kind of tensor that a model has: 4-D, 1-D, fp32 and int64 buffers, a buffer of two dimensions."""
+    """Every kind of tensor that a model has: 4-D, 1-D, float32 and int64 buffers."""
 
     name = "tiny"
 
@@ -23,11 +21,10 @@ class Tiny(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3)
         self.norm = nn.BatchNorm2d(8)
-        self.register_buffer("grid", torch.full((2, 2), 1e6))
 
 
 def make_tiny(seed: int = 0) -> Tiny:
-    """Reproducible random weights, a variance that float16 cannot hold, a count that float32 cannot."""
+    """Random weights, a variance that float16 cannot hold, a count that float32 cannot."""
     torch.manual_seed(seed)
     model = Tiny()
     with torch.no_grad():
@@ -43,7 +40,7 @@ def tiny() -> Callable[..., Tiny]:
 
 @pytest.fixture
 def one_line() -> Callable[[pytest.ExceptionInfo[BaseException]], str]:
-    """Gives an error's message, having seen that it is one line."""
+    """Return an error's message, after a check that it is one line."""
 
     def check(error: pytest.ExceptionInfo[BaseException]) -> str:
         text = str(error.value)
@@ -54,23 +51,29 @@ def one_line() -> Callable[[pytest.ExceptionInfo[BaseException]], str]:
 
 
 class Zoo:
-    """A table with one model, its file on a server's shelf, an empty cache and an empty checkout."""
+    """A manifest with one model, its file in a release folder, an empty cache and an empty checkout."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.shelf, self.hub, self.bundled = root / "shelf", root / "hub", root / "checkout"
+        self.release, self.hub, self.bundled = root / "release", root / "hub", root / "checkout"
         self.bundled.mkdir()
-        self.manifest = root / "manifest.json"
-        source = save(make_tiny(), root / "saved", "nyu", {"metrics": METRICS})
-        written = publish(source, weights.read_metadata(source), self.shelf, self.manifest)
-        self.card = json.loads(written.read_text())
-        self.good = (self.shelf / self.card["file"]).read_bytes()
-        self.cached = self.hub / "checkpoints" / self.card["file"]
-        monkeypatch.setattr(weights, "MANIFEST", self.manifest)
+        unnamed = self.release / "tiny.safetensors"
+        weights.save_weights(unnamed, make_tiny().state_dict(), {"model": "tiny", "tag": "nyu"})
+        self.sha256 = sha256_of(unnamed)
+        self.file = unnamed.rename(self.release / f"tiny_nyu-{self.sha256[:8]}.safetensors").name
+        self.good = (self.release / self.file).read_bytes()
+        self.entry = {"file": self.file, "sha256": self.sha256, "bytes": len(self.good)}
+        self.cached = self.hub / "checkpoints" / self.file
+        write_json(root / "manifest.json", {"tiny": {"nyu": self.entry}})
+        monkeypatch.setattr(weights, "MANIFEST", root / "manifest.json")
         monkeypatch.setattr(weights, "BUNDLED", self.bundled)
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(self.hub))
         monkeypatch.setenv("no_proxy", "*")
-        # Port 9 of loopback refuses: a test that forgets its server meets no network.
-        monkeypatch.setenv("DEPTHZOO_WEIGHTS_URL", "http://127.0.0.1:9/release")
+        monkeypatch.setenv("DEPTHZOO_WEIGHTS_URL", self.release.as_uri())
+
+    def add(self, tag: str) -> None:
+        manifest = json.loads(weights.MANIFEST.read_text())
+        manifest["tiny"][tag] = self.entry
+        weights.MANIFEST.write_text(json.dumps(manifest))
 
     def in_cache(self) -> list[str]:
         return [p.name for p in self.hub.rglob("*") if not p.is_dir()]

@@ -103,10 +103,10 @@ def test_several_pictures_have_one_focal_length_or_each_their_own(tmp_path: Path
     found = [p.focal_px for p in run([path, picture(), path], [None, None, 50.0])]
     assert found == pytest.approx([WIDTH, KINECT, 50])
     assert [p.focal_px for p in run(torch.zeros(2, 3, HEIGHT, WIDTH), 50)] == [50, 50]
-    with pytest.raises(ValueError, match="2 focal lengths for 1 pictures"):
+    with pytest.raises(ValueError, match="2 focal lengths for 1 images"):
         run([path], [1.0, 2.0])
     for focal in (0, -1.0, math.nan, math.inf, "kinect"):
-        with pytest.raises(ValueError, match=r"^picture 0: focal_px must be a positive number of pixels"):
+        with pytest.raises(ValueError, match=r"^image 0: focal_px must be a positive number of pixels"):
             run([path], focal)  # type: ignore[call-overload]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.images import load_image, load_with_focal, reworded
+from depthzoo.images import find_images, load_image, load_with_focal
 
 # Red left, blue right; 2 rows, 4 columns.
 SCENE = np.zeros((2, 4, 3), np.uint8)
@@ -102,12 +102,6 @@ def test_focal_length_that_exif_does_not_state(tmp_path: Path, film: object) -> 
     Image.fromarray(SCENE).save(tmp_path / "a.png", exif=exif)
     for source in (tmp_path / "a.png", SCENE, torch.from_numpy(SCENE).permute(2, 0, 1)):
         assert load_with_focal(source)[1] is None
-
-
-def test_reworded_errors_keep_their_kind_where_they_can() -> None:
-    assert type(reworded(FileNotFoundError(2, "gone"), "a: gone")) is FileNotFoundError
-    error = reworded(UnicodeEncodeError("utf-8", "x", 0, 1, "why"), "picture 1: why")
-    assert isinstance(error, ValueError) and str(error) == "picture 1: why"
 
 
 def test_modes_of_pillow() -> None:
@@ -242,10 +236,10 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     data = whole.read_bytes()
     files = {
         "empty.jpg": (b"", "empty file"),
-        "text.jpg": (b"not a picture at all", "not a picture in a known format"),
+        "text.jpg": (b"not a picture at all", "not an image in a known format"),
         "truncated.jpg": (data[: len(data) // 2], "cannot be decoded: .*truncated"),
         "cut.png": (png_header(64, 64), "cannot be decoded"),
-        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     }
     for name, (content, message) in files.items():
         (tmp_path / name).write_bytes(content)
@@ -276,8 +270,30 @@ def test_damaged_files_give_pixels_or_one_line(tmp_path: Path, kind: str) -> Non
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg: no such file$"):
         load_image(tmp_path / "absent.jpg")
-    with pytest.raises(IsADirectoryError, match="is a folder, not a picture$"):
+    with pytest.raises(IsADirectoryError, match="is a folder, not an image$"):
         load_image(tmp_path)
     with pytest.raises(OSError, match="File name too long") as error:
         load_image(tmp_path / ("x" * 300))
     one_line(error)
+
+
+def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.JPG", "sub/c.png", "sub/.hidden.png", ".git/d.png", "e[1].png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(name)
+    Path("notes.txt").write_text("no picture")
+
+    def found(*texts: str, recursive: bool = False) -> list[str]:
+        return [path.as_posix() for path in find_images(texts, recursive)[0]]
+
+    assert found(".") == ["a.png", "b.JPG", "e[1].png"]
+    assert found(".", recursive=True) == ["a.png", "b.JPG", "e[1].png", "sub/c.png"]
+    assert found("*.png") == ["a.png", "e[1].png"]
+    assert found("**/c.*") == ["sub/c.png"]
+    assert found("e[1].png", "e[[]1].png", "./e[1].png") == ["e[1].png"]
+    assert found("notes.txt") == ["notes.txt"]
+    assert find_images(["x.png", "*.gif", ".git"])[1] == [
+        "x.png: no such file or folder",
+        "*.gif: matches no file",
+    ]

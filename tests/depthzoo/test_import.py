@@ -43,8 +43,8 @@ def test_import_is_light(root: Path, tmp_path: Path) -> None:
     assert not {name.split(".")[0] for name in loaded} & {*NEVER, *OTHERS}
     packages = {name.split(".")[0] for name in added} - sys.stdlib_module_names
     assert packages - KNOWN == set()
-    # The renderer, the shards and the command are for those who ask for them.
-    assert not [n for n in added if n.startswith(("train", "depthzoo.cli"))]
+    # The command is for those who ask for it.
+    assert not [n for n in added if n.startswith("depthzoo.cli")]
     # Of torch itself only what is small.
     heavy = ("torch._dynamo", "torch._inductor", "torch.onnx._internal", "torchvision.datasets.mnist")
     assert not [n for n in added if n.startswith(heavy)]

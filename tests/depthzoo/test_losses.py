@@ -1,4 +1,4 @@
-"""Losses against values computed by hand, against NumPy and SciPy, and at the edges."""
+"""Losses against values computed by hand, NumPy and SciPy; masks, precision, extremes, sums of losses."""
 
 import math
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 import depthzoo
+from depthzoo import losses
+from depthzoo.losses import MultiScaleLoss
 
-NAMES = ["berhu", "combined", "gradient", "l1", "mse", "normal", "silog"]
+NAMES = depthzoo.list_losses()
+every_loss = pytest.mark.parametrize("name", NAMES)
 
 
 def batch(values: list[list[float]]) -> Tensor:
@@ -35,7 +38,7 @@ def value(
 
 
 def random_batch(seed: int = 0, size: tuple[int, int] = (12, 15)) -> tuple[Tensor, Tensor, Tensor]:
-    """Four pictures: full of truth, with holes, with one valid 4x4 block, with none."""
+    """Four images: full of valid pixels, with holes, with one valid 4x4 block, with none."""
     g = torch.Generator().manual_seed(seed)
     prediction = 0.5 + 9 * torch.rand(4, 1, *size, generator=g)
     target = 0.5 + 9 * torch.rand(4, 1, *size, generator=g)
@@ -49,7 +52,7 @@ def random_batch(seed: int = 0, size: tuple[int, int] = (12, 15)) -> tuple[Tenso
 
 
 def test_the_losses_there_are() -> None:
-    assert depthzoo.list_losses() == NAMES
+    assert NAMES == ["berhu", "combined", "gradient", "l1", "mse", "normal", "silog"]
     assert depthzoo.list_losses("*e*") == ["berhu", "combined", "gradient", "mse"]
 
 
@@ -70,12 +73,12 @@ def test_berhu_by_hand_on_both_branches() -> None:
     torch.testing.assert_close(prediction.grad, batch([[0.25, -0.25], [-0.75, 1.25]]))
 
 
-def test_berhu_takes_the_largest_error_of_the_batch_and_not_of_the_picture() -> None:
+def test_berhu_takes_the_largest_error_of_the_batch_and_not_of_the_image() -> None:
     target = torch.full((2, 1, 1, 1), 5.0)
     prediction = torch.tensor([6.0, 10.0]).view(2, 1, 1, 1)
     assert value("berhu", prediction, target) == pytest.approx((1 + 13) / 2)
-    # c = 5 with a share of 1: all of it is linear.
-    assert value("berhu", prediction, target, share=1.0) == pytest.approx((1 + 5) / 2)
+    # c = 5 with a fraction of 1: all of it is linear.
+    assert value("berhu", prediction, target, fraction=1.0) == pytest.approx((1 + 5) / 2)
 
 
 def test_berhu_of_a_perfect_prediction_is_zero() -> None:
@@ -110,8 +113,8 @@ def test_silog_by_hand() -> None:
     assert value("silog", half, target) == pytest.approx(math.log(2) * math.sqrt(0.5 - 0.85 / 4))
 
 
-def test_silog_over_the_batch_counts_an_error_of_one_pictures_scale() -> None:
-    """Of two pictures one is predicted twice too far: per picture lambda forgives it, over the batch it is variance."""
+def test_silog_over_the_batch_counts_an_error_of_one_images_scale() -> None:
+    """Of two images one is predicted twice too far: per image lambda forgives it, over the batch it is variance."""
     target = torch.full((2, 1, 4, 4), 2.0)
     prediction = target.clone()
     prediction[1] *= 2
@@ -140,7 +143,7 @@ def test_silog_clamps_logarithms_at_a_millimetre() -> None:
 
 
 def reference(name: str, p: np.ndarray, d: np.ndarray, m: np.ndarray, c: float) -> float:
-    """The loss of one picture, (H, W) float64; NaN without a pixel that counts."""
+    """The loss of one image, (H, W) float64; NaN without a pixel that counts."""
 
     def sobels(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return scipy.ndimage.sobel(x, axis=1), scipy.ndimage.sobel(x, axis=0)
@@ -172,8 +175,8 @@ def reference(name: str, p: np.ndarray, d: np.ndarray, m: np.ndarray, c: float) 
 def reference_batch(name: str, p: Tensor, d: Tensor, mask: Tensor, c: float | None = None) -> float:
     if c is None:
         c = 0.2 * float((p - d).abs()[mask].max())
-    pictures = zip(p[:, 0].double().numpy(), d[:, 0].double().numpy(), mask[:, 0].numpy(), strict=True)
-    return float(np.nanmean([reference(name, *picture, c) for picture in pictures]))
+    images = zip(p[:, 0].double().numpy(), d[:, 0].double().numpy(), mask[:, 0].numpy(), strict=True)
+    return float(np.nanmean([reference(name, *image, c) for image in images]))
 
 
 FORMULAS = [(n, n, {}) for n in NAMES if n != "combined"] + [("gradient", "gradient_log", {"log": True})]
@@ -202,3 +205,168 @@ def test_gradient_agrees_with_differences_of_the_formula(name: str, formula: str
             2 * step
         )
         assert prediction.grad[place].item() == pytest.approx(slope, rel=1e-3, abs=1e-6), place
+
+
+# Masks.
+
+
+@every_loss
+def test_nothing_outside_the_mask_matters(name: str) -> None:
+    p, d, mask = random_batch(5)
+    expected = value(name, p, d, mask)
+    for junk in (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e30):
+        target = torch.where(mask, d, junk)
+        prediction = torch.where(mask, p, torch.tensor(junk)).requires_grad_()
+        loss = depthzoo.create_loss(name)(prediction, target, mask)
+        loss.backward()
+        assert loss.item() == expected
+        assert torch.isfinite(prediction.grad).all()
+        assert (prediction.grad[~mask] == 0).all()
+        assert (prediction.grad[mask] != 0).any()
+
+
+@every_loss
+def test_mean_over_an_image_then_over_the_images_with_valid_pixels(name: str) -> None:
+    p, d, mask = random_batch(6)
+    loss = depthzoo.create_loss(name)
+    if name == "berhu":  # its c is of the batch: the same largest error in each image
+        for i in range(3):
+            p[i, 0, 4, 6], d[i, 0, 4, 6], mask[i, 0, 4, 6] = 20.0, 1.0, True
+    alone = [loss(p[i : i + 1], d[i : i + 1], mask[i : i + 1]).item() for i in range(3)]
+    assert loss(p, d, mask).item() == pytest.approx(sum(alone) / 3, rel=1e-5)
+
+
+@every_loss
+def test_batch_without_valid_pixels_is_zero_with_a_gradient_of_zeros(name: str) -> None:
+    prediction = (5 * torch.rand(2, 1, 5, 6)).requires_grad_()
+    target = torch.full((2, 1, 5, 6), math.nan)
+    loss = depthzoo.create_loss(name)(prediction, target, torch.zeros_like(target, dtype=torch.bool))
+    assert loss.item() == 0
+    loss.backward()
+    assert (prediction.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", ["gradient", "normal"])
+def test_only_whole_windows_count(name: str) -> None:
+    """Scattered pixels have no 3x3 window; one window has one value."""
+    target, mask = ramp(0), torch.zeros(1, 1, 7, 7, dtype=torch.bool)
+    mask[..., ::2, ::2] = True
+    assert value(name, ramp(1), target, mask) == 0
+    mask[..., 2:5, 2:5] = True
+    whole = {"gradient": 8.0, "normal": 1 - 1 / math.sqrt(65)}
+    assert value(name, ramp(1), target, mask) == pytest.approx(whole[name])
+    broken = torch.where(mask, ramp(1), 99.0)  # a step beside the window is not seen
+    assert value(name, broken, target, mask) == pytest.approx(whole[name])
+
+
+# Numbers.
+
+
+@every_loss
+def test_float32_under_autocast_and_from_half_precision(name: str) -> None:
+    p, d, mask = random_batch(7)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = depthzoo.create_loss(name)(p, d, mask)
+        assert loss.dtype == torch.float32
+        assert loss.item() == value(name, p, d, mask)
+    rounded = p.bfloat16()
+    loss = depthzoo.create_loss(name)(rounded, d.double(), mask)
+    assert loss.dtype == torch.float32
+    assert loss.item() == value(name, rounded.float(), d, mask)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "gradient_log"])
+@pytest.mark.parametrize("depth", [0.001, 10.0, 0.0, -4.0, 1e4])
+def test_gradient_is_finite_for_any_prediction(name: str, depth: float) -> None:
+    target, mask = random_batch(8)[1:]
+    target[0, 0, 0, 0], target[1, 0, 0, 0] = 1e-3, 10
+    prediction = torch.full_like(target, depth)
+    prediction[1] += 1e-4 * torch.rand_like(prediction[1])
+    prediction.requires_grad_()
+    loss = depthzoo.create_loss(name.removesuffix("_log"), **({"log": True} if name.endswith("_log") else {}))
+    result = loss(prediction, target, mask)
+    result.backward()
+    assert torch.isfinite(result)
+    assert torch.isfinite(prediction.grad).all()
+
+
+@every_loss
+def test_perfect_prediction_is_the_smallest_with_a_finite_gradient(name: str) -> None:
+    _, target, mask = random_batch(9)
+    prediction = target.clone().requires_grad_()
+    loss = depthzoo.create_loss(name)(prediction, target, mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1.1e-3 if name == "silog" else 1e-6)
+    assert torch.isfinite(prediction.grad).all()
+
+
+# Building, and what is refused.
+
+
+def test_combined_is_the_sum_of_mse_gradient_and_normal() -> None:
+    p, d, mask = random_batch(10)
+    parts = {name: value(name, p, d, mask) for name in NAMES if name != "combined"}
+    assert value("combined", p, d, mask) == pytest.approx(parts["mse"] + parts["gradient"] + parts["normal"])
+    weighted = value("combined", p, d, mask, terms={"l1": 0.5, "silog": 10.0})
+    assert weighted == pytest.approx(0.5 * parts["l1"] + 10 * parts["silog"])
+    options = {"silog": {"lambda_": 0.0}}
+    plain = value("combined", p, d, mask, terms={"silog": 2.0}, options=options)
+    assert plain == pytest.approx(2 * value("silog", p, d, mask, lambda_=0.0))
+
+
+def test_combined_refuses_what_it_cannot_add_up() -> None:
+    with pytest.raises(ValueError, match="at least one loss"):
+        depthzoo.create_loss("combined", terms={})
+    with pytest.raises(ValueError, match=r"unknown loss 'silogg': did you mean 'silog'"):
+        depthzoo.create_loss("combined", terms={"silogg": 1.0})
+    with pytest.raises(ValueError, match="options for silog, but the terms are mse"):
+        depthzoo.create_loss("combined", terms={"mse": 1.0}, options={"silog": {"lambda_": 1.0}})
+
+
+def test_multi_scale_upsamples_each_head_and_weighs_it() -> None:
+    target = torch.full((2, 1, 16, 24), 2.0)
+    heads = [torch.full((2, 1, 16 // s, 24 // s), 2.0 + e) for s, e in ((1, 1), (2, 2), (4, 3), (8, 4))]
+    mask = everywhere(target)
+    l1 = depthzoo.create_loss("l1")
+    assert MultiScaleLoss(l1)(heads, target, mask).item() == pytest.approx(1 + 2 / 2 + 3 / 4 + 4 / 8)
+    assert MultiScaleLoss(l1, (1.0, 10.0))(heads, target, mask).item() == pytest.approx(21)
+    assert MultiScaleLoss(l1)(heads[:1], target, mask).item() == pytest.approx(1)
+
+
+def test_multi_scale_keeps_invalid_pixels_out_and_sizes_that_do_not_divide() -> None:
+    target = torch.full((1, 1, 33, 47), 2.0)
+    target[..., ::3, ::5] = math.nan
+    heads = [torch.full((1, 1, h, w), 3.0, requires_grad=True) for h, w in ((33, 47), (17, 24), (5, 6))]
+    loss = MultiScaleLoss(depthzoo.create_loss("mse"))(heads, target, target.isfinite())
+    assert loss.item() == pytest.approx(1.75)
+    loss.backward()
+    assert all((head.grad != 0).any() and head.grad.isfinite().all() for head in heads)
+
+
+@every_loss
+def test_other_shapes_and_masks_are_refused(name: str) -> None:
+    """A gradient would take the images of (N, H, W) for channels, and broadcasting would pair all images."""
+    loss, x = depthzoo.create_loss(name), torch.ones(2, 1, 5, 6)
+    bad = [(torch.ones(shape),) * 2 for shape in ((2, 5, 6), (2, 2, 5, 6), (1, 2, 1, 5, 6), (5, 6))]
+    for prediction, target in (*bad, (x, x[:, 0]), (x, x[:1])):
+        with pytest.raises(ValueError, match=r"one shape \(N, 1, H, W\), got \("):
+            loss(prediction, target, everywhere(prediction))
+    with pytest.raises(ValueError, match=r"mask must be bool, got torch\.float32"):
+        loss(x, x, x)
+
+
+@every_loss
+def test_two_ranks_give_the_loss_of_the_global_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 has one image with valid pixels, rank 1 two: the mean of the ranks' losses is the mean of three."""
+    p, d, mask = random_batch(11)
+    p[2, 0, 4, 6], d[2, 0, 4, 6] = 20, 1  # the largest error is on the other rank
+    whole = value(name, p, d, mask)
+
+    def all_reduce(x: Tensor, op: object = losses.dist.ReduceOp.SUM) -> None:
+        x.fill_((p - d).abs()[mask].max() if op == losses.dist.ReduceOp.MAX else 3)
+
+    monkeypatch.setattr(losses.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(losses.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(losses.dist, "all_reduce", all_reduce)
+    ranks = [value(name, p[r], d[r], mask[r]) for r in (slice(0, 1), slice(1, 4))]
+    assert sum(ranks) / 2 == pytest.approx(whole, rel=1e-5)

@@ -16,7 +16,7 @@ FULL = EvalProtocol(crop=None)
 
 
 def by_numpy(p: np.ndarray, d: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """The nine figures of all valid pixels at once."""
+    """The nine metrics of all valid pixels at once."""
     p, d = np.clip(p[valid].astype(np.float64), 1e-3, 10), d[valid].astype(np.float64)
     g, ratio = np.log(p) - np.log(d), np.maximum(p / d, d / p)
     return {
@@ -32,8 +32,8 @@ def by_numpy(p: np.ndarray, d: np.ndarray, valid: np.ndarray) -> dict[str, float
     }
 
 
-def pictures(seed: int, count: int = 4, size: tuple[int, int] = (13, 17)) -> tuple[Tensor, Tensor]:
-    """Predictions that leave the range, truth with zeros, NaN, infinities and depths beyond it."""
+def images(seed: int, count: int = 4, size: tuple[int, int] = (13, 17)) -> tuple[Tensor, Tensor]:
+    """Predictions that leave the range, targets with zeros, NaN, infinities and depths beyond it."""
     g = torch.Generator().manual_seed(seed)
     target = 0.5 + 9 * torch.rand(count, 1, *size, generator=g)
     prediction = target * torch.exp(0.4 * torch.randn(target.shape, generator=g))
@@ -54,7 +54,7 @@ def pictures(seed: int, count: int = 4, size: tuple[int, int] = (13, 17)) -> tup
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_agrees_with_numpy_in_both_averagings(seed: int, dtype: torch.dtype) -> None:
-    prediction, target = (x.to(dtype) for x in pictures(seed))
+    prediction, target = (x.to(dtype) for x in images(seed))
     p, d = prediction.numpy(), target.numpy()
     with np.errstate(invalid="ignore"):
         valid = (d > 1e-3) & (d < 10)
@@ -89,7 +89,7 @@ def test_small_case_by_hand() -> None:
     )
 
 
-def test_abs_rel_divides_by_the_truth() -> None:
+def test_abs_rel_divides_by_the_target() -> None:
     """The two arguments swapped would give 3 and 1."""
     metrics = DepthMetrics(FULL)
     metrics.update(torch.full((1, 1, 1), 1.0), torch.full((1, 1, 1), 4.0))
@@ -104,7 +104,7 @@ def test_threshold_itself_is_outside() -> None:
 
 
 def test_per_image_and_pooled_are_different_means() -> None:
-    """An error of 1 m on one pixel, of 3 m on three: RMSE (1 + 3)/2 by picture, sqrt(28/4) by pixel."""
+    """An error of 1 m on one pixel, of 3 m on three: RMSE (1 + 3)/2 per image, sqrt(28/4) by pixel."""
     target = torch.tensor([[[2.0, 0.0, 0.0]], [[2.0, 2.0, 2.0]]])
     metrics = DepthMetrics(FULL)
     metrics.update(torch.tensor([[[3.0, 9.0, 9.0]], [[5.0, 5.0, 5.0]]]), target)
@@ -118,7 +118,7 @@ def test_per_image_and_pooled_are_different_means() -> None:
 # The protocol.
 
 
-def test_prediction_is_clipped_to_the_range_and_truth_outside_does_not_count() -> None:
+def test_prediction_is_clipped_to_the_range_and_targets_outside_are_ignored() -> None:
     target = torch.tensor([[[8.0, 0.5, 10.0, 1e-3, 9.999, 0.0]]])
     metrics = DepthMetrics(FULL)
     metrics.update(torch.tensor([[[50.0, -3.0, 1.0, 1.0, 9.999, 1.0]]]), target)
@@ -152,17 +152,19 @@ def test_protocols_by_name() -> None:
     assert PROTOCOLS["eigen"].valid(truth).sum() == 426 * 560
     assert PROTOCOLS["full"].valid(truth).all()
     assert PROTOCOLS["full"].valid(torch.ones(1, 33, 47)).all()
-    with pytest.raises(ValueError, match=r"the crop \(45, 471, 41, 601\) is for 480x640 truth, got 240x320"):
+    with pytest.raises(
+        ValueError, match=r"the crop \(45, 471, 41, 601\) is for 480x640 targets, got 240x320"
+    ):
         DepthMetrics().update(torch.ones(1, 240, 320), torch.ones(1, 240, 320))
-    with pytest.raises(ValueError, match=r"the crop \(0, 9, 0, 9\) is for 480x640 truth"):
+    with pytest.raises(ValueError, match=r"the crop \(0, 9, 0, 9\) is for 480x640 targets"):
         EvalProtocol(crop=(0, 9, 0, 9)).valid(torch.ones(48, 64))
 
 
 # What is left out and what is refused.
 
 
-def test_picture_without_truth_is_left_out() -> None:
-    prediction, target = pictures(3)
+def test_an_image_without_valid_pixels_is_ignored() -> None:
+    prediction, target = images(3)
     without = DepthMetrics(FULL)
     without.update(prediction, target)
     metrics = DepthMetrics(FULL)
@@ -173,7 +175,7 @@ def test_picture_without_truth_is_left_out() -> None:
         assert metrics.compute()[averaging] == pytest.approx(figures, rel=1e-9)
 
 
-def test_no_truth_at_all_is_an_error() -> None:
+def test_no_valid_pixel_at_all_is_an_error() -> None:
     metrics = DepthMetrics(FULL)
     with pytest.raises(ValueError, match="no valid pixel"):
         metrics.compute()
@@ -197,7 +199,7 @@ def test_prediction_that_is_not_finite_is_refused_and_not_added(junk: float) -> 
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 1, 3, 3\) and target \(1, 3, 3\) differ"):
         DepthMetrics(FULL).update(torch.ones(1, 1, 3, 3), torch.ones(1, 3, 3))
-    for shape in ((3, 3), (1, 2, 3, 3), (3,)):  # (H, W) would count every row as a picture
+    for shape in ((3, 3), (1, 2, 3, 3), (3,)):  # (H, W) would take every row for an image
         with pytest.raises(ValueError, match=r"must be \(N, H, W\) or \(N, 1, H, W\)"):
             DepthMetrics(FULL).update(torch.ones(shape), torch.ones(shape))
 

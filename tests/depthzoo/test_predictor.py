@@ -61,7 +61,7 @@ def picture(height: int, width: int, red: float = 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (37, 53), (64, 96), (200, 100), (333, 1)])
 def test_constant_depth_at_the_pictures_own_size(shape: tuple[int, int]) -> None:
-    prediction = Predictor(Constant(), "cpu", SIZE).predict(picture(*shape))
+    prediction = Predictor(Constant(), "cpu", SIZE)(picture(*shape))
     assert prediction.depth.shape == shape and prediction.depth.dtype == np.float32
     assert prediction.image.shape == (*shape, 3)
     np.testing.assert_allclose(prediction.depth, 2.5, rtol=1e-6)
@@ -134,8 +134,8 @@ def test_card_gives_the_size() -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"device": "cuda:99"}, "is not there"),
-        ({"device": "meta"}, "is not there"),
+        ({"device": "cuda:99"}, "is not available"),
+        ({"device": "meta"}, "is not available"),
         ({"device": "cpu", "size": (16, 640)}, "at least 32x32, got 16x640"),
         ({"device": "cpu", "batch_size": 0}, "batch_size must be at least 1"),
     ],
@@ -163,12 +163,12 @@ def test_default_device() -> None:
 
 def test_bad_picture_in_a_list_is_told_by_its_index(tmp_path: Path) -> None:
     run = Predictor(Constant(), "cpu", SIZE)
-    with pytest.raises(ValueError, match="^picture 1: array: expected shape"):
+    with pytest.raises(ValueError, match="^image 1: array: expected shape"):
         run([picture(4, 4), np.zeros((3, 4, 4, 4), np.uint8)])
-    with pytest.raises(FileNotFoundError, match="^picture 0: .*no such file$"):
+    with pytest.raises(FileNotFoundError, match="^image 0: .*no such file$"):
         run([tmp_path / "absent.png"])
     # A name that no file can have is an error of five arguments, whose kind takes no text alone.
-    with pytest.raises(ValueError, match="^picture 0: "):
+    with pytest.raises(ValueError, match="^image 0: "):
         run(["\ud800.png"])
 
 
@@ -247,7 +247,7 @@ def test_npy_round_trip(tmp_path: Path) -> None:
 def test_color_and_panel_files(tmp_path: Path, suffix: str) -> None:
     prediction = Predictor(Columns(), "cpu", SIZE)(picture(*SIZE))
     prediction.save_color(tmp_path / f"c.{suffix}", "magma")
-    prediction.save_panel(tmp_path / f"p.{suffix}", truth=prediction.depth)
+    prediction.save_panel(tmp_path / f"p.{suffix}", target=prediction.depth)
     for name, pixels in (("c", prediction.colored("magma")), ("p", prediction.panel(prediction.depth))):
         with Image.open(tmp_path / f"{name}.{suffix}") as image:
             assert image.format == ("PNG" if suffix == "png" else "JPEG")

@@ -66,24 +66,24 @@ def test_panel_holds_the_pictures_and_its_legend() -> None:
     np.testing.assert_allclose(bar, np.linspace(0, 255, 400), atol=1)
     # Some text is drawn below the bar.
     assert (two[top + 300 + visualize.PAD + visualize.BAR + 2 :, width:] < 128).any()
-    # |p - d| / d is a fifth everywhere; the picture's cells are the same with and without the truth.
+    # |p - d| / d is a fifth everywhere; the picture's cells are the same with and without a target.
     np.testing.assert_array_equal(four[:, :width], two[:, :width])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (10, 3)])
 def test_panel_of_odd_shapes(shape: tuple[int, int]) -> None:
     panel = visualize.panel(np.zeros((*shape, 3), np.uint8), np.ones(shape, np.float32), tile=64)
-    assert panel.shape[1] == 2 * (visualize.NARROWEST + 2 * visualize.PAD)
+    assert panel.shape[1] == 2 * (visualize.MIN_CELL + 2 * visualize.PAD)
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="unknown colour map 'turboo': did you mean 'turbo'"):
+    with pytest.raises(ValueError, match="unknown colormap 'turboo': did you mean 'turbo'"):
         visualize.colorize(RAMP, "turboo")
     with pytest.raises(ValueError, match="near must be below far, got 3 and 2 m"):
         visualize.colorize(RAMP, near=3, far=2)
     with pytest.raises(ValueError, match="near must be below far"):
         visualize.panel(BLACK, RAMP, near=9)
-    with pytest.raises(ValueError, match=r"truth is \(3, 3\), depth is \(50, 201\)"):
+    with pytest.raises(ValueError, match=r"target is \(3, 3\), depth is \(50, 201\)"):
         visualize.panel(BLACK, RAMP, np.ones((3, 3)))
 
 

@@ -1,5 +1,6 @@
-"""A model that exports in seconds and files of it that several tests share."""
+"""A small model that exports in seconds, and ONNX files of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -7,20 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from depthzoo import unet_mobilenet_v3
 from depthzoo.models import DepthModel
 from depthzoo.models.base import DepthHead
-from depthzoo.models.layers import Upsample2x, conv_bn_relu, match_size
 from export import to_onnx
 from export.graph import trace
+from export.parity import Parity
 from export.to_onnx import export_onnx
-from train.codec import encode_depth, encode_image
-from train.rooms import render
-from train.shards import ShardWriter, write_dataset
+from tests.export.noise import noise
 
 
 class Tiny(DepthModel):
-    """Two levels down to stride 32, with a skip and all that the real ones have."""
+    """Two levels down to stride 32 with a skip, BatchNorms, upsampling and a resized head."""
 
     name = "tiny"
 
@@ -28,17 +26,15 @@ class Tiny(DepthModel):
         super().__init__()
         self.fine = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.BatchNorm2d(4), nn.ReLU())
         self.coarse = nn.Sequential(nn.Conv2d(4, 4, 2, stride=2), nn.BatchNorm2d(4), nn.ReLU())
-        self.up = Upsample2x()
-        self.merge = conv_bn_relu(8, 4)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.merge = nn.Sequential(nn.Conv2d(8, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
         self.head = DepthHead(4)
         self.guarded = guarded
 
     def predict_logits(self, image: Tensor) -> list[Tensor]:
         fine = self.fine(image)
-        coarse = self.coarse(fine)
-        if self.guarded:
-            coarse = match_size(self.up(coarse), fine)
-        else:
+        coarse = self.up(self.coarse(fine))
+        if not self.guarded or coarse.shape[-2:] != fine.shape[-2:]:
             coarse = nn.functional.interpolate(coarse, size=fine.shape[-2:])
         return [self.up(self.up(self.head.logits(self.merge(torch.cat([coarse, fine], dim=1)))))]
 
@@ -46,7 +42,7 @@ class Tiny(DepthModel):
 def make_tiny(guarded: bool = True) -> Tiny:
     torch.manual_seed(0)
     model = Tiny(guarded)
-    # A wider spread of depth than a fresh head gives, and BatchNorms that do something.
+    # A wider range of depth than a fresh head gives, and BatchNorms that do something.
     nn.init.normal_(model.head.conv.weight, std=1.0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -66,81 +62,55 @@ def unguarded() -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny_file(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
-    export_onnx(tiny, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_fixed_file(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny_fixed") / "tiny_64x96.onnx"
-    export_onnx(tiny, path, size=(64, 96))
-    return path
-
-
-@pytest.fixture(scope="session")
-def mobilenet() -> DepthModel:
-    torch.manual_seed(0)
-    return unet_mobilenet_v3(weights=None).eval()
-
-
-@pytest.fixture(scope="session")
-def mobilenet_file(mobilenet: DepthModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mobilenet") / "unet_mobilenet_v3.onnx"
-    export_onnx(mobilenet, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def uint8_file(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network at 64x96, behind bytes of any size."""
-    path = tmp_path_factory.mktemp("uint8") / "tiny_uint8.onnx"
-    export_onnx(tiny, path, size=(64, 96), uint8=True)
-    return path
-
-
-@pytest.fixture(scope="session")
 def tiny_graph(tiny: Tiny) -> onnx.ModelProto:
-    """What ``trace`` makes of the tiny model; ``graph`` is a copy to change."""
+    """The traced model. ``graph`` is a copy to change."""
     return trace(tiny)
 
 
 @pytest.fixture
 def graph(tiny_graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of it."""
     copy = onnx.ModelProto()
     copy.CopyFrom(tiny_graph)
     return copy
 
 
-@pytest.fixture
-def traced(graph: onnx.ModelProto, tiny_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command finds the tiny model traced already, to be quick."""
+@pytest.fixture(scope="session")
+def export_tiny(
+    tiny: Tiny, tiny_graph: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Parity]]:
+    """Export the tiny model, traced once, with any arguments of ``export_onnx``."""
 
-    def copy(*_: object) -> onnx.ModelProto:
-        graph.CopyFrom(tiny_graph)
-        return graph
+    def export(**options: object) -> tuple[Path, Parity]:
+        def copy(*_: object) -> onnx.ModelProto:
+            graph = onnx.ModelProto()
+            graph.CopyFrom(tiny_graph)
+            return graph
 
-    monkeypatch.setattr(to_onnx, "trace", copy)
+        path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(to_onnx, "trace", copy)
+            return path, export_onnx(tiny, path, **options)  # type: ignore[arg-type]
 
-
-@pytest.fixture
-def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """INT8 is calibrated on four pictures, to be quick."""
-    monkeypatch.setattr(to_onnx, "FRAMES", 4)
+    return export
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of nine synthetic rooms of 48x64, seven to train and two to validate."""
-    folder = tmp_path_factory.mktemp("shards")
-    splits = {}
-    for split, seeds in {"train": range(7), "val": range(7, 9)}.items():
-        with ShardWriter(folder, split) as writer:
-            for seed in seeds:
-                room = render(seed, size=(48, 64))
-                writer.write(f"{seed:03d}", *encode_image(room.image), encode_depth(room.depth))
-        splits[split] = {**writer.entry, "size": [48, 64], "focal_px": 51.9}
-    write_dataset(folder, splits, source="kitchens", terms="MIT")
-    return folder
+def tiny_file(export_tiny: Callable[..., tuple[Path, Parity]]) -> Path:
+    return export_tiny()[0]
+
+
+@pytest.fixture(scope="session")
+def fixed_file(export_tiny: Callable[..., tuple[Path, Parity]]) -> Path:
+    return export_tiny(size=(64, 96))[0]
+
+
+@pytest.fixture(scope="session")
+def uint8_file(export_tiny: Callable[..., tuple[Path, Parity]]) -> Path:
+    """The network at 64x96, with uint8 input of any size."""
+    return export_tiny(size=(64, 96), uint8=True)[0]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    noise().save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"

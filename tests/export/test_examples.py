@@ -1,4 +1,4 @@
-"""The examples as a reader would run them, and what they give against run_onnx.py."""
+"""The examples as a reader runs them, compared with run_onnx.py, and the page that shows them."""
 
 import importlib.util
 import io
@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from depthzoo.models import create_model
-from export.facts import describe
+import depthzoo
+from export import run_onnx, to_onnx
 from export.run_onnx import OnnxDepth, size_warning
+from export.to_onnx import describe
+from tests.export.noise import noise
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "export" / "examples"
@@ -25,8 +27,8 @@ EXAMPLES = ROOT / "export" / "examples"
 
 @pytest.fixture(autouse=True)
 def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an example appends to it is gone after the test."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    """As with PYTHONPATH=export."""
+    monkeypatch.syspath_prepend(ROOT / "export")
 
 
 def load(name: str) -> ModuleType:
@@ -37,25 +39,15 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
 def refused(module: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that is refused."""
-    with pytest.raises(SystemExit) as exit_info:
-        module.main(arguments)
-    error = capsys.readouterr().err
-    assert exit_info.value.code == 2
-    assert error.startswith(f"{module.__name__}: error: ") and error.count("\n") == 1
-    return error
-
-
-@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.*")), ids=lambda path: path.name)
-def test_an_example_is_short(path: Path) -> None:
-    if path.suffix in (".py", ".cpp", ".txt"):
-        assert path.read_text().count("\n") <= 100
+    """Return the last line on stderr of a command that must fail."""
+    try:
+        code = module.main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and line.startswith(f"{module.__name__}: error: ")
+    return line
 
 
 @pytest.fixture
@@ -65,11 +57,11 @@ def photos(tmp_path: Path) -> Path:
     folder.mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(60, 80, 0).save(folder / "a.png")
-    picture(80, 60, 1).save(folder / "b.png")
-    picture(120, 160, 2).save(folder / "c.JPG")
-    picture(60, 80, 3).save(folder / "d.png", exif=exif)
-    picture(30, 40, 4).save(folder / "e.webp", lossless=True)
+    noise(60, 80, 0).save(folder / "a.png")
+    noise(80, 60, 1).save(folder / "b.png")
+    noise(120, 160, 2).save(folder / "c.JPG")
+    noise(60, 80, 3).save(folder / "d.png", exif=exif)
+    noise(30, 40, 4).save(folder / "e.webp", lossless=True)
     (folder / "notes.txt").write_text("not a picture by its name")
     return folder
 
@@ -117,22 +109,6 @@ def test_a_bad_picture_does_not_stop_a_folder(
     assert len(list((tmp_path / "out").iterdir())) == 10
 
 
-def test_folders_that_cannot_be_used(
-    tiny_file: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = load("folder")
-    (tmp_path / "empty").mkdir()
-    shutil.copy(photos / "a.png", photos / "a.jpeg")
-    model = str(tiny_file)
-    assert "no such folder" in refused(folder, [model, str(tmp_path / "missing")], capsys)
-    assert "no picture" in refused(folder, [model, str(tmp_path / "empty")], capsys)
-    assert "overwrite each other" in refused(folder, [model, str(photos)], capsys)
-    (photos / "a.jpeg").unlink()
-    assert "--batch" in refused(folder, [model, str(photos), "--batch", "0"], capsys)
-    assert "no such file" in refused(folder, ["missing.onnx", str(photos)], capsys)
-    assert "a.png" in refused(folder, [model, str(photos), "--out", str(photos / "a.png")], capsys)
-
-
 def test_an_example_copied_beside_run_onnx(tiny_file: Path, photos: Path, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
@@ -144,17 +120,6 @@ def test_an_example_copied_beside_run_onnx(tiny_file: Path, photos: Path, tmp_pa
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 10
-
-
-def test_frames_of_a_stream() -> None:
-    images = [picture(3, 5, seed) for seed in range(3)]
-    stream = io.BytesIO()
-    for image in images:
-        image.save(stream, "PPM")
-    stream.seek(0)
-    got = list(load("video").frames(stream))
-    assert len(got) == 3
-    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(got, images, strict=True))
 
 
 def test_no_ffmpeg(
@@ -170,7 +135,7 @@ def film(tmp_path: Path) -> Path:
     if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
         pytest.skip("no ffmpeg and ffprobe on the PATH")
     for index in range(7):
-        picture(41, 61, index).save(tmp_path / f"{index}.png")
+        noise(41, 61, index).save(tmp_path / f"{index}.png")
     command = ["ffmpeg", "-v", "error", "-framerate", "10", "-i", str(tmp_path / "%d.png"), "-c:v", "ffv1"]
     subprocess.run([*command, str(tmp_path / "film.mkv")], check=True)
     return tmp_path / "film.mkv"
@@ -190,7 +155,7 @@ def test_a_video(tiny_file: Path, film: Path, tmp_path: Path, capsys: pytest.Cap
         check=True,
     )
     left = np.asarray(Image.open(io.BytesIO(shown.stdout)))[:41, :61].astype(int)
-    assert np.abs(left - np.asarray(picture(41, 61, 0))).mean() < 12
+    assert np.abs(left - np.asarray(noise(41, 61, 0))).mean() < 12
     assert not list(tmp_path.glob(".*"))
 
 
@@ -201,12 +166,12 @@ def test_videos_that_cannot_be_used(
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "cut.mkv").write_bytes(film.read_bytes()[:600])
     for source, target, message in [
-        ("missing.mp4", "out.avi", "no such file"),
-        ("film.mkv", "film.mkv", "the target too"),
+        ("missing.mp4", "out.avi", "missing.mp4"),
+        ("film.mkv", "film.mkv", "both source and target"),
         ("text.mp4", "out.avi", "text.mp4"),
         ("cut.mkv", "out.avi", "cut.mkv"),
-        ("film.mkv", "out.nothing", "out.nothing"),
-        ("film.mkv", "missing/out.avi", "out.avi"),
+        ("film.mkv", "out.nothing", "ffmpeg: "),
+        ("film.mkv", "missing/out.avi", "ffmpeg: "),
     ]:
         assert message in refused(video, [model, str(tmp_path / source), str(tmp_path / target)], capsys)
     assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".*"))
@@ -230,44 +195,32 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_cpp_gives_the_same_metres(
-    program: Path, tiny_file: Path, tiny_fixed_file: Path, uint8_file: Path, tmp_path: Path
-) -> None:
-    for file in (tiny_file, tiny_fixed_file, uint8_file):
-        for height, width in [(48, 64), (700, 500), (31, 90)]:
-            image = picture(height, width)
-            image.save(tmp_path / "picture.ppm")
-            command = [program, file, tmp_path / "picture.ppm", tmp_path / "depth.pgm"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            saved = np.asarray(Image.open(tmp_path / "depth.pgm")).astype(np.float64)
-            expected = OnnxDepth(file).predict(image)
-            assert saved.shape == (height, width)
-            difference = np.abs(saved / 1000 - expected)
-            # Half a millimetre is the file's; a picture's bytes may round another way once in a while.
-            assert np.median(difference) < 1e-3 and difference.max() < 2e-2, (file.name, height, width)
+def test_cpp(program: Path, tiny_file: Path, uint8_file: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True)  # type: ignore[list-item]
 
-
-@pytest.mark.slow
-def test_cpp_says_in_one_line_what_is_wrong(program: Path, tiny_file: Path, tmp_path: Path) -> None:
-    picture(48, 64).save(tmp_path / "picture.ppm")
-    picture(48, 64).save(tmp_path / "picture.png")
-    (tmp_path / "cut.ppm").write_bytes((tmp_path / "picture.ppm").read_bytes()[:99])
-    (tmp_path / "cut.onnx").write_bytes(tiny_file.read_bytes()[:999])
-    model = str(tiny_file)
+    for height, width in [(48, 64), (700, 500), (31, 90)]:
+        noise(height, width).save(tmp_path / "image.ppm")
+        content = (tmp_path / "image.ppm").read_bytes()
+        (tmp_path / "image.ppm").write_bytes(b"P6\n# a comment\n" + content[3:])
+        done = run(uint8_file, "image.ppm", "depth.pgm")
+        assert done.returncode == 0, done.stderr
+        saved = np.asarray(Image.open(tmp_path / "depth.pgm")).astype(np.float64)
+        difference = np.abs(saved / 1000 - OnnxDepth(uint8_file).predict(noise(height, width)))
+        assert saved.shape == (height, width) and difference.max() < 1e-3
+    noise().save(tmp_path / "image.png")
+    (tmp_path / "cut.ppm").write_bytes((tmp_path / "image.ppm").read_bytes()[:99])
     for arguments, message in [
         ([], "usage: depth MODEL.onnx"),
-        ([model, "missing.ppm", "out.pgm"], "missing.ppm: cannot be read"),
-        ([model, "picture.png", "out.pgm"], "picture.png: not a binary PPM"),
-        ([model, "cut.ppm", "out.pgm"], "cut.ppm: cut off"),
-        (["missing.onnx", "picture.ppm", "out.pgm"], "missing.onnx"),
-        (["cut.onnx", "picture.ppm", "out.pgm"], "cut.onnx"),
-        ([model, "picture.ppm", "missing/out.pgm"], "missing/out.pgm: cannot be written"),
+        ([uint8_file, "image.ppm", "out.pgm", "gpu"], "usage: depth MODEL.onnx"),
+        ([uint8_file, "missing.ppm", "out.pgm"], "missing.ppm: cannot be read"),
+        ([uint8_file, "image.png", "out.pgm"], "image.png: not a binary PPM"),
+        ([uint8_file, "cut.ppm", "out.pgm"], "cut.ppm: cut off"),
+        (["missing.onnx", "image.ppm", "out.pgm"], "missing.onnx"),
+        ([tiny_file, "image.ppm", "out.pgm"], "not made by export/to_onnx.py --uint8"),
     ]:
-        done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        done = run(*arguments)
         assert done.returncode == 2 and message in done.stderr, arguments
-        assert done.stderr.startswith("depth: error: ") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "out.pgm").exists()
 
 
 def test_the_readme(
@@ -276,17 +229,21 @@ def test_the_readme(
     """Its Python runs, and the options of its commands exist."""
     text = (ROOT / "export" / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(ROOT / "export"), *sys.path])
     shutil.copy(tiny_file, "unet_mobilenet_v3.onnx")
-    picture(60, 80).save("photo.jpg")
+    noise(60, 80).save("photo.jpg")
     names: dict[str, Any] = {"images": np.zeros((2, 3, 64, 96), np.float32)}
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
+    assert blocks
     for block in blocks:
         exec(block, names)
-    assert names["depths"].shape == names["depth"].numpy().shape == (2, 1, 64, 96)
-    used = {name: set(re.findall(rf"{name}.*?(--[a-z]+)", text)) for name in ("run_onnx.py", "folder.py")}
-    assert used == {"run_onnx.py": {"--out", "--info", "--benchmark"}, "folder.py": {"--out"}}
+    assert names["depth"].shape == (60, 80) and names["depths"].shape == (2, 1, 64, 96)
+    scripts = {"to_onnx.py": to_onnx, "run_onnx.py": run_onnx, "folder.py": load("folder")}
+    for script, module in scripts.items():
+        with pytest.raises(SystemExit):
+            module.main(["--help"])
+        options = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+        used = set(re.findall(rf"{re.escape(script)}.*?(--[a-z0-9-]+)", text))
+        assert used and used <= options
 
 
 def test_the_page_puts_no_two_onnxruntimes_into_one_environment() -> None:
@@ -299,11 +256,10 @@ def test_the_page_puts_no_two_onnxruntimes_into_one_environment() -> None:
 
 
 def test_the_sizes_that_the_page_shows_work() -> None:
-    """A picture's depth at them is not warned of; a benchmark may take any size."""
+    """They are near those that the weights were trained at."""
     text = (ROOT / "export" / "README.md").read_text()
-    lines = "\n".join(line for line in text.splitlines() if "latency.py" not in line)
-    shown = re.findall(r"(?:--size |size=\()(\d+)(?:x|, )(\d+)", lines)
-    facts = describe(create_model("unet_mobilenet_v3"))
+    shown = re.findall(r"(?:--size |size=\()(\d+)(?:x|, )(\d+)", text)
+    facts = describe(depthzoo.create_model("unet_mobilenet_v3"))
     assert shown and facts["trained_sizes"]
     for height, width in shown:
         assert not size_warning(facts, (int(height), int(width))), (height, width)

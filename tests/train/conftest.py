@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.models import create_model
 from train.cards import write_weights
-from train.prepare import write
+from train.codec import encode_depth, encode_image
 from train.rooms import render
 from train.shards import ShardDataset, ShardWriter, write_dataset
-from train.sources import synthetic_rooms
 from train.sources.nyu_labelled import official_split
 
 METRES_PER_STEP = 9.9955 / 255
@@ -34,12 +35,38 @@ def write_mat(path: Path, images: np.ndarray, depths: np.ndarray) -> None:
         file["depths"] = depths.transpose(0, 2, 1)
 
 
+def write_frames(out: Path, name: str, size: tuple[int, int], counts: dict[str, int], **about: Any) -> Path:
+    """A data set of random images with ramps of depth from 1 m, of the canonical camera."""
+    random, number, splits = np.random.default_rng(0), 0, {}
+    height, width = size
+    for split, count in counts.items():
+        with ShardWriter(out, split) as writer:
+            for _ in range(count):
+                image = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+                depth = np.linspace(1, random.uniform(2, 6), width) + random.uniform(0, 0.2, size)
+                encoded = encode_image(image.repeat(8, 0).repeat(8, 1), 95)
+                writer.write(f"{name}-{number:07d}", *encoded, encode_depth(depth))
+                number += 1
+        splits[split] = {**writer.entry, "size": list(size), "focal_px": CANONICAL_FOCAL * width}
+    write_dataset(out, splits, **about)
+    return out
+
+
 @pytest.fixture(scope="session")
 def rooms_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 synthetic rooms of 48x64: 1 val, 1 test, 22 train."""
+    """24 frames of 48x64: 22 train, 1 val, 1 test."""
     out = tmp_path_factory.mktemp("data") / "rooms"
-    write(synthetic_rooms.read(24, (48, 64)), 24, out, (48, 64), source="rooms", terms="MIT")
-    return out
+    return write_frames(
+        out, "room", (48, 64), {"val": 1, "test": 1, "train": 22}, source="rooms", terms="MIT"
+    )
+
+
+@pytest.fixture(scope="session")
+def nyu_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of 480x640 that say that they are of NYU Depth V2: 2 val, 2 test, 4 train."""
+    out, counts = tmp_path_factory.mktemp("data") / "nyu", {"val": 2, "test": 2, "train": 4}
+    camera = {"camera": "Kinect v1", "terms": "research use"}
+    return write_frames(out, "nyu", (480, 640), counts, source="nyu-labelled", truth="filled", **camera)
 
 
 @pytest.fixture(scope="session")
@@ -99,12 +126,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights_file(tmp_path: Path) -> Path:
     """Weights as a run leaves them; working size 64x96."""
     torch.manual_seed(0)
-    model = create_model("unet_mobilenet_v3", weights=None)
+    model = create_model("unet", weights=None, width=4)
     path = tmp_path / "some.safetensors"
     card = {
         "model": model.name,
         "tag": "nyu",
-        "arguments": {},
         "size": [64, 96],
         "terms": "of the train data",
     }
@@ -117,7 +143,8 @@ def sixty_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of 60 steps with two tiny pictures each, a checkpoint after every third."""
     path = tmp_path_factory.mktemp("recipe") / "sixty_steps.toml"
     path.write_text(
-        'model = "unet_mobilenet_v3"\nsize = [32, 32]\nsteps = 60\nbatch_size = 2\nprecision = "fp32"\nema = 0.9\n'
+        'model = "unet"\nmodel_options = {width = 4}\nsize = [32, 32]\nsteps = 60\nbatch_size = 2\n'
+        'precision = "fp32"\nema = 0.9\n'
         "validate_every = 20\ncheckpoint_every = 3\n[loss]\nsilog = 1.0\n"
         "[augment]\nflip = true\nzoom = [0.9, 1.2]\nbrightness = 0.2\n"
     )
@@ -179,68 +206,24 @@ def small_shards(rooms_set: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-class Server:
-    """Serves a folder over HTTP on loopback.
-
-    Attributes:
-        url: of the folder.
-        folder: what is served.
-        asked: names of the files asked for, in order.
-        cut: bytes after which answers to a file break off, one for each time it is asked for.
-        silent: names that get their headers and nothing else.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.asked: list[str] = []
-        self.cut: dict[str, list[int]] = {}
-        self.silent: set[str] = set()
-        self.ending = threading.Event()
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                name = self.path.removeprefix("/nyu/")
-                server.asked.append(name)
-                if not (server.folder / name).is_file():
-                    self.send_error(404)
-                    return
-                content = (server.folder / name).read_bytes()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if name in server.silent:
-                    server.ending.wait()
-                    return
-                cuts = server.cut.get(name)
-                with contextlib.suppress(OSError):  # nobody has to read to the end
-                    self.wfile.write(content[: cuts.pop(0)] if cuts else content)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/nyu"
-
-    def close(self) -> None:
-        self.ending.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
-def serve() -> Iterator[Callable[[Path], Server]]:
-    """Starts a :class:`Server` of a folder."""
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Serves a folder over HTTP on loopback; returns its URL."""
     with contextlib.ExitStack() as stack:
 
-        def start(folder: Path) -> Server:
-            server = Server(folder)
-            stack.callback(server.close)
-            return server
+        def start(folder: Path) -> str:
+            class Handler(http.server.SimpleHTTPRequestHandler):
+                def __init__(self, *arguments: Any) -> None:
+                    super().__init__(*arguments, directory=str(folder))
+
+                def log_message(self, *arguments: object) -> None:
+                    pass
+
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
 
         yield start
 
@@ -252,9 +235,27 @@ def folder(small_shards: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that failed is tried again at once."""
-    monkeypatch.setattr("train.connection.FIRST_PAUSE", 0.0)
+def train() -> Callable[..., int]:
+    """``python -m train`` in this process: its arguments to its exit code. No report, unless ``report=True``."""
+    from train.__main__ import parser, run
+    from train.arguments import command
+
+    def launch(*arguments: object, report: bool = False) -> int:
+        return command(parser(), run, [*map(str, arguments), *([] if report else ["--no-report"])])
+
+    return launch
+
+
+@pytest.fixture
+def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """The error of a command, which is the only line on stderr."""
+
+    def read() -> str:
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert ": error: " in line
+        return str(line)
+
+    return read
 
 
 @pytest.fixture

@@ -9,18 +9,16 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
 from depthzoo.predictor import resize_image
-from train.augment import CPU_PART, augment, geometry, sampling_grid
+from train.augment import CPU_PART, Batch, as_tensors, augment, geometry, sampling_grid
 from train.config import AugmentConfig
-from train.loading import DRAWS, Batch, sample_draws
+from train.order import Draws, sample_draws
 
 CPU = torch.device("cpu")
 
 
 def make(image: torch.Tensor, depth: torch.Tensor, focal: float, **draws: float) -> Batch:
-    """A batch of one with all draws 1/2 but those named ``dN``."""
-    values = np.full((1, DRAWS), 0.5)
-    for name, value in draws.items():
-        values[0, int(name[1:])] = value
+    """A batch of one with all draws 1/2 but those named."""
+    values = np.array([draws.get(name, 0.5) for name in Draws._fields])[None]
     return Batch(image[None], depth[None, None], values, focal, ["k"])
 
 
@@ -43,7 +41,7 @@ def test_without_augmentation_a_whole_frame_comes_back() -> None:
 
 def test_flip_mirrors_picture_and_depth() -> None:
     depth = (1000 + 10 * torch.arange(64)).expand(48, 64).to(torch.int16)
-    batch = make(ramp(48, 64), depth, FULL, d2=0.1)
+    batch = make(ramp(48, 64), depth, FULL, flip=0.1)
     image, metres, _ = augment(batch, (48, 64), AugmentConfig(flip=True), CPU)
     torch.testing.assert_close(image[0] * 255, ramp(48, 64).float().flip(-1), atol=1e-3, rtol=0)
     torch.testing.assert_close(metres[0, 0] * 1000, depth.float().flip(-1))
@@ -98,7 +96,7 @@ def test_another_size_is_the_same_view() -> None:
 
 def test_rotation_is_a_rotation() -> None:
     config = AugmentConfig(rotate=90.0)  # the draw 1 is the largest angle
-    matrix, _ = geometry(make(ramp(48, 64), METRE, FULL, d1=1.0), (48, 64), config)
+    matrix, _ = geometry(make(ramp(48, 64), METRE, FULL, rotate=1.0), (48, 64), config)
     pixels = matrix[0, :, :2] * torch.tensor([[32.0], [24.0]]) / torch.tensor([[32.0, 24.0]])
     torch.testing.assert_close(pixels, torch.tensor([[0.0, -1.0], [1.0, 0.0]]), atol=1e-4, rtol=0)
 
@@ -127,7 +125,7 @@ def test_colour_leaves_depth_alone_and_stays_in_range() -> None:
 
 def test_channel_swap_permutes() -> None:
     picture = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 48, 64)
-    batch = make(picture, METRE, FULL, d10=0.0, d11=0.99)
+    batch = make(picture, METRE, FULL, channel_swap=0.0, channel_order=0.99)
     image, _, _ = augment(batch, (48, 64), AugmentConfig(channel_swap=1.0), CPU)
     torch.testing.assert_close(image[0, :, 24, 32] * 255, torch.tensor([30.0, 20.0, 10.0]), atol=1e-3, rtol=0)
 
@@ -138,7 +136,7 @@ def test_colours_are_torchvisions(bend: float) -> None:
     generator = torch.Generator().manual_seed(1)
     picture = torch.randint(90, 150, (3, 48, 64), generator=generator, dtype=torch.uint8)
     config = AugmentConfig(brightness=0.25, contrast=0.3, saturation=0.4, gamma=1.5)
-    batch = make(picture, METRE, FULL, d5=bend, d7=1 - bend, d8=bend, d9=1 - bend)
+    batch = make(picture, METRE, FULL, saturation=bend, contrast=1 - bend, brightness=bend, gamma=1 - bend)
     image, _, _ = augment(batch, (48, 64), config, CPU)
     far = 2 * bend - 1
     expected = TF.adjust_saturation(picture / 255, 1 + 0.4 * far)
@@ -148,7 +146,7 @@ def test_colours_are_torchvisions(bend: float) -> None:
 
 
 def test_grey_is_grey() -> None:
-    batch = make(ramp(48, 64), METRE, FULL, d6=0.1)
+    batch = make(ramp(48, 64), METRE, FULL, grey=0.1)
     image, _, _ = augment(batch, (48, 64), AugmentConfig(grey=0.2), CPU)
     expected = TF.rgb_to_grayscale(ramp(48, 64) / 255.0, num_output_channels=3)
     torch.testing.assert_close(image[0], expected, atol=2e-3, rtol=0)
@@ -164,53 +162,11 @@ def test_the_grid_is_affine_grids() -> None:
 
 def test_half_precision_around_it_changes_nothing() -> None:
     config = AugmentConfig(zoom=(1.1, 1.3), rotate=5.0, contrast=0.3, gamma=1.2)
-    batch = make(ramp(48, 64), METRE, FULL, d0=0.9, d1=0.8, d7=0.9)
+    batch = make(ramp(48, 64), METRE, FULL, zoom=0.9, rotate=0.8, contrast=0.9)
     with torch.autocast("cpu", torch.bfloat16):
         inside = augment(batch, (48, 64), config, CPU)
     for one, other in zip(inside, augment(batch, (48, 64), config, CPU), strict=True):
         assert torch.equal(one, other)
-
-
-# A patch from a quarter of the width and half of the height: columns 16 to 34, rows 24 to 33.
-PATCH = {"d12": 0.25, "d13": 0.5, "d14": 0.5, "d15": 0.5}
-
-
-def test_cutdepth_shows_depth_where_it_is_valid_and_the_picture_elsewhere() -> None:
-    depth = (1000 + 10 * torch.arange(64)).expand(48, 64).to(torch.int16).clone()
-    depth[26:30, 20:30] = 0
-    batch = make(ramp(48, 64), depth, FULL, d16=0.3, **PATCH)
-    plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
-    image, metres, mask = augment(batch, (48, 64), AugmentConfig(cutdepth=0.4), CPU)
-    shown = torch.zeros(48, 64, dtype=torch.bool)
-    shown[24:33, 16:34] = True
-    shown[26:30, 20:30] = False
-    changed = (image != plain)[0].any(0)
-    assert torch.equal(changed, shown)
-    expected = (metres[0] / metres.max()).expand(3, -1, -1)
-    torch.testing.assert_close(image[0][:, shown], expected[:, shown])
-    torch.testing.assert_close(metres[0, 0] * 1000, depth.float())
-    assert torch.equal(mask[0, 0], depth > 0)
-
-
-@pytest.mark.parametrize(("probability", "share"), [(0.0, 0), (0.5, 0.5), (1.0, 1)])
-def test_cutdepth_is_as_frequent_as_asked(probability: float, share: float) -> None:
-    count = 150
-    draws = np.stack([sample_draws(5, 0, index) for index in range(count)])
-    frames = ramp(48, 64).expand(count, -1, -1, -1), METRE.expand(count, 1, -1, -1)
-    batch = Batch(*frames, draws, FULL, ["k"] * count)
-    plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
-    image, _, _ = augment(batch, (48, 64), AugmentConfig(cutdepth=probability), CPU)
-    again, _, _ = augment(batch, (48, 64), AugmentConfig(cutdepth=probability), CPU)
-    assert torch.equal(image, again)
-    changed = (image != plain).flatten(1).any(1).float().mean()
-    assert changed == pytest.approx(share, abs=0.1 * (0 < share < 1))
-
-
-def test_cutdepth_of_a_picture_without_depth_is_the_picture() -> None:
-    batch = make(ramp(48, 64), torch.zeros(48, 64, dtype=torch.int16), FULL, d16=0.0, **PATCH)
-    plain, _, _ = augment(batch, (48, 64), AugmentConfig(), CPU)
-    image, _, mask = augment(batch, (48, 64), AugmentConfig(cutdepth=1.0), CPU)
-    assert torch.equal(image, plain) and not mask.any()
 
 
 def test_a_batch_is_its_samples() -> None:
@@ -221,7 +177,7 @@ def test_a_batch_is_its_samples() -> None:
     depths = torch.randint(0, 9000, (count, 1, 48, 64), generator=generator).to(torch.int16)
     draws = np.stack([sample_draws(1, 2, index) for index in range(count)])
     config = AugmentConfig(
-        flip=True, zoom=(0.9, 1.3), rotate=5.0, contrast=0.3, gamma=1.3, cutdepth=0.5, blur=0.5, noise=0.1
+        flip=True, zoom=(0.9, 1.3), rotate=5.0, contrast=0.3, gamma=1.3, blur=0.5, noise=0.1
     )
     whole = augment(Batch(pictures, depths, draws, FULL, ["k"] * count), (48, 64), config, CPU)
     for i in range(count):
@@ -230,21 +186,13 @@ def test_a_batch_is_its_samples() -> None:
             torch.testing.assert_close(part, all_of_it[i : i + 1])
 
 
-def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
-    np.testing.assert_array_equal(sample_draws(3, 4, 5), sample_draws(3, 4, 5))
-    others = [sample_draws(3, 4, 6), sample_draws(3, 5, 5), sample_draws(4, 4, 5)]
-    assert all((other != sample_draws(3, 4, 5)).all() for other in others)
-    many = np.stack([sample_draws(0, 0, index) for index in range(2000)])
-    assert many.mean(0) == pytest.approx(np.full(DRAWS, 0.5), abs=0.03)
-
-
 def test_training_shrinks_pictures_as_evaluation_does() -> None:
     """The energy of edges: without antialiasing a fine pattern would be 1.3 times as strong, or more."""
     generator = torch.Generator().manual_seed(3)
     noise = F.avg_pool2d(torch.randint(0, 256, (1, 3, 241, 321), generator=generator).float(), 2, stride=1)
     picture, depth = noise.to(torch.uint8)[0], torch.ones(240, 320, dtype=torch.int16)
     config = AugmentConfig(rotate=3.0)
-    image, _, _ = augment(make(picture, depth, 5 * FULL, d1=0.9), (96, 128), config, CPU)
+    image, _, _ = augment(make(picture, depth, 5 * FULL, rotate=0.9), (96, 128), config, CPU)
     expected = resize_image(picture[None], (96, 128)).float() / 255
 
     def edges(x: torch.Tensor) -> float:
@@ -273,7 +221,7 @@ def test_labels_outside_the_networks_range_are_invalid_not_clamped() -> None:
 def test_blur_takes_edges_and_leaves_the_mean() -> None:
     stripes = (ramp(48, 64) % 4 < 2).to(torch.uint8) * 200
     plain, _, _ = augment(make(stripes, METRE, FULL), (48, 64), AugmentConfig(), CPU)
-    batch = make(stripes, METRE, FULL, d17=0.2, d18=0.8)
+    batch = make(stripes, METRE, FULL, blur=0.2, blur_sigma=0.8)
     image, _, _ = augment(batch, (48, 64), AugmentConfig(blur=0.3), CPU)
     assert image.std() < 0.7 * plain.std() and image.mean() == pytest.approx(plain.mean().item(), abs=0.01)
     image, _, _ = augment(batch, (48, 64), AugmentConfig(blur=0.1), CPU)
@@ -283,9 +231,9 @@ def test_blur_takes_edges_and_leaves_the_mean() -> None:
 def test_noise_is_as_strong_as_drawn_and_a_function_of_the_draws() -> None:
     grey = torch.full((3, 48, 64), 128, dtype=torch.uint8)
     config = AugmentConfig(noise=0.1)
-    one, _, _ = augment(make(grey, METRE, FULL, d19=0.5, d20=0.3), (48, 64), config, CPU)
-    same, _, _ = augment(make(grey, METRE, FULL, d19=0.5, d20=0.3), (48, 64), config, CPU)
-    other, _, _ = augment(make(grey, METRE, FULL, d19=0.5, d20=0.4), (48, 64), config, CPU)
+    one, _, _ = augment(make(grey, METRE, FULL, noise=0.5, noise_seed=0.3), (48, 64), config, CPU)
+    same, _, _ = augment(make(grey, METRE, FULL, noise=0.5, noise_seed=0.3), (48, 64), config, CPU)
+    other, _, _ = augment(make(grey, METRE, FULL, noise=0.5, noise_seed=0.4), (48, 64), config, CPU)
     assert (one - 128 / 255).std() == pytest.approx(0.05, rel=0.1)
     assert torch.equal(one, same) and not torch.equal(one, other)
 
@@ -293,11 +241,18 @@ def test_noise_is_as_strong_as_drawn_and_a_function_of_the_draws() -> None:
 def test_jpeg_artefacts_are_small_errors_in_the_pictures_that_draw_them() -> None:
     generator = torch.Generator().manual_seed(4)
     picture = torch.randint(0, 256, (3, 48, 64), generator=generator, dtype=torch.uint8)
-    batch = make(picture, METRE, FULL, d21=0.2, d22=0.0)
+    batch = make(picture, METRE, FULL, jpeg=0.2, jpeg_quality=0.0)
     plain, _, _ = augment(batch, (48, 64), AugmentConfig(jpeg=0.1), CPU)
     torch.testing.assert_close(plain[0] * 255, picture.float(), atol=1e-3, rtol=0)
     image, _, _ = augment(batch, (48, 64), AugmentConfig(jpeg=0.3), CPU)
     coarse = (image - plain).abs().mean()
-    batch.draws[0, 22] = 0.99
+    batch.draws[0, Draws._fields.index("jpeg_quality")] = 0.99
     image, _, _ = augment(batch, (48, 64), AugmentConfig(jpeg=0.3), CPU)
     assert 0 < (image - plain).abs().mean() < coarse < 0.3
+
+
+def test_steps_of_16_bits_survive_the_decoded_form() -> None:
+    image, depth = np.zeros((2, 2, 3), np.uint8), np.array([[0, 1], [32768, 65535]], np.uint16)
+    decoded = as_tensors(image, depth)[1]
+    assert decoded.dtype == torch.int16
+    assert (decoded.int() & 0xFFFF).tolist() == [[[0, 1], [32768, 65535]]]

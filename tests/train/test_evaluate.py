@@ -10,14 +10,20 @@ import torch
 from PIL import Image
 
 from depthzoo.camera import CANONICAL_FOCAL
-from depthzoo.metrics import METRICS
-from train.anchors import anchor_table, is_nyu_test
+from depthzoo.errors import DatasetError
+from depthzoo.metrics import METRICS, EvalProtocol
 from train.arguments import command
-from train.codec import DatasetError, encode_depth, encode_image
-from train.evaluate import at_sizes, evaluate, parser, run, torch_predict
-from train.inference import predict_frames
-from train.samples import PAD, ranked
+from train.codec import encode_depth, encode_image
+from train.evaluate import parser, run
+from train.evaluation import ErrorByDistance, evaluate, evaluate_sizes, predict_frames, ranked, torch_predict
+from train.published_results import is_nyu_test, results_table
 from train.shards import ShardDataset, ShardWriter, write_dataset
+
+
+def launch(model: object, data: Path, *flags: object) -> int:
+    """``python -m train.evaluate`` on the validation frames, whole; its exit code."""
+    usual = ["--data", data, "--split", "val", "--protocol", "full", "--device", "cpu"]
+    return command(parser(), run, [str(argument) for argument in (model, *usual, *flags)])
 
 
 class Constant(torch.nn.Module):
@@ -38,8 +44,8 @@ class LeftHalf(torch.nn.Module):
         return depth
 
 
-def test_a_constant_on_real_frames(real_set: Path) -> None:
-    dataset = ShardDataset(real_set, "test")
+def test_a_constant_by_the_eigen_protocol(nyu_set: Path) -> None:
+    dataset = ShardDataset(nyu_set, "test")
     predict = torch_predict(Constant(2.0), torch.device("cpu"))
     results, rows = evaluate(predict, dataset, (192, 256))
     truths = [
@@ -56,10 +62,10 @@ def test_flip_averages_with_the_mirrored_picture() -> None:
 
 
 def test_the_command_evaluates_a_file_and_writes_json(
-    real_set: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nyu_set: Path, weights_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "figures.json"
-    arguments = [str(weights_file), "--data", str(real_set), "--split", "val", "--json", str(out)]
+    out = tmp_path / "metrics.json"
+    arguments = [str(weights_file), "--data", str(nyu_set), "--split", "val", "--json", str(out)]
     assert command(parser(), run, arguments) == 0
     printed = capsys.readouterr().out
     report = json.loads(out.read_text())
@@ -76,15 +82,15 @@ def test_the_command_evaluates_a_file_and_writes_json(
     ],
 )
 def test_bad_arguments(
-    real_set: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    nyu_set: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
-    assert command(parser(), run, [*arguments, "--data", str(real_set)]) == 2
+    assert command(parser(), run, [*arguments, "--data", str(nyu_set)]) == 2
     error = capsys.readouterr().err
     assert says in error and error.strip().count("\n") == 0
 
 
-def test_a_folder_that_is_no_run(real_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(parser(), run, [str(tmp_path), "--data", str(real_set)]) == 2
+def test_a_folder_that_is_no_run(nyu_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(parser(), run, [str(tmp_path), "--data", str(nyu_set)]) == 2
     assert "without model.safetensors" in capsys.readouterr().err
 
 
@@ -159,19 +165,8 @@ def test_onnx_gives_the_same_figures_and_the_worst_frames(
     grey_set: Path, tmp_path: Path, size: tuple[str | int, str | int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    model, out = grey_onnx(tmp_path / "grey.onnx", size), tmp_path / "new" / "figures.json"
-    arguments = [
-        str(model),
-        "--data",
-        str(grey_set),
-        "--split",
-        "val",
-        "--protocol",
-        "full",
-        "--device",
-        "cpu",
-    ]
-    assert command(parser(), run, [*arguments, "--json", str(out), "--worst", "2"]) == 0
+    model, out = grey_onnx(tmp_path / "grey.onnx", size), tmp_path / "new" / "metrics.json"
+    assert launch(model, grey_set, "--json", out, "--worst", 2) == 0
     report = json.loads(out.read_text())
     check_figures(report["plain"])
     assert report["size"] == ([32, 96] if size == (32, 96) else [64, 96]) and report["model"] == "grey"
@@ -179,27 +174,16 @@ def test_onnx_gives_the_same_figures_and_the_worst_frames(
         ("grey2", 1.0),
         ("grey3", 0.25),
     ]
-    panel = Image.open(tmp_path / "new" / "figures.worst.png")
-    assert panel.width == 4 * 320 + 5 * PAD and panel.height % 2 == 0 and panel.height > 2 * 240
+    panel = Image.open(tmp_path / "new" / "metrics.worst.png")
+    assert panel.width > 4 * 320 and panel.height % 2 == 0 and panel.height > 2 * 240
     printed = capsys.readouterr().out
-    assert "figures.worst.png" in printed and "BTS" not in printed  # these are not the frames of the anchors
+    assert "metrics.worst.png" in printed and "BTS" not in printed  # these are not the frames of the anchors
 
 
 def test_a_size_that_is_asked_for(grey_set: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model, out = grey_onnx(tmp_path / "grey.onnx"), tmp_path / "figures.json"
-    arguments = [
-        str(model),
-        "--data",
-        str(grey_set),
-        "--split",
-        "val",
-        "--protocol",
-        "full",
-        "--device",
-        "cpu",
-    ]
-    assert command(parser(), run, [*arguments, "--size", "32x64", "--json", str(out)]) == 0
+    model, out = grey_onnx(tmp_path / "grey.onnx"), tmp_path / "metrics.json"
+    assert launch(model, grey_set, "--size", "32x64", "--json", out) == 0
     assert json.loads(out.read_text())["size"] == [32, 64]
 
 
@@ -219,8 +203,7 @@ def test_frames_of_several_sizes(tmp_path: Path) -> None:
     [
         (["{onnx}", "--protocol", "eigen"], "use --protocol full"),
         (["{onnx}", "--worst", "-1"], "--worst must be 0 or more"),
-        (["{onnx}", "--worst", "1", "--worst-out", "a.jpg"], "must end in .png"),
-        (["{fixed}", "--size", "64x64"], "takes 32x96 only, not 64x64"),
+        (["{fixed}", "--size", "64x64"], "takes (32, 96) only, not (64, 64)"),
         (["{foreign}"], "not one made by export/to_onnx.py"),
         (["{json}"], "onnxruntime cannot load it"),
         (["nowhere.onnx"], "nowhere.onnx: no such file"),
@@ -244,8 +227,7 @@ def test_bad_arguments_with_onnx(
             (grey_set / "dataset.json").read_text().replace('"val"', '"test"')
         )
     chosen = [argument.format(**files) for argument in arguments]
-    defaults = ["--data", str(grey_set), "--split", "val", "--protocol", "full", "--device", "cpu"]
-    assert command(parser(), run, [*defaults, *chosen]) == 2
+    assert launch(chosen[0], grey_set, *chosen[1:]) == 2
     error = capsys.readouterr().err
     assert says in error and error.strip().count("\n") == 0
 
@@ -255,8 +237,7 @@ def test_without_onnxruntime(
 ) -> None:
     model = grey_onnx(tmp_path / "grey.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    arguments = [str(model), "--data", str(grey_set), "--split", "val", "--protocol", "full"]
-    assert command(parser(), run, arguments) == 2
+    assert launch(model, grey_set) == 2
     error = capsys.readouterr().err
     assert "onnxruntime, which is not installed: pip install" in error and error.strip().count("\n") == 0
 
@@ -317,18 +298,9 @@ def test_the_range_and_the_frames_that_count_are_said(
     grey_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    out = tmp_path / "figures.json"
-    arguments = [
-        str(grey_onnx(tmp_path / "grey.onnx")),
-        "--data",
-        str(grey_set),
-        "--split",
-        "val",
-        "--device",
-        "cpu",
-    ]
-    arguments += ["--protocol", "full", "--json", str(out)]
-    assert command(parser(), run, [*arguments, "--min-depth", "2.7", "--max-depth", "5"]) == 0
+    out = tmp_path / "metrics.json"
+    model = grey_onnx(tmp_path / "grey.onnx")
+    assert launch(model, grey_set, "--json", out, "--min-depth", 2.7, "--max-depth", 5) == 0
     report = json.loads(out.read_text())
     assert report["count"] == 2 and report["depth_range"] == [2.7, 5.0]
     # 4 m, right, and 3 m, for which 6 m are predicted and clipped to 5.
@@ -336,7 +308,7 @@ def test_the_range_and_the_frames_that_count_are_said(
     assert [band["metres"] for band in report["failures"]["by_distance"]] == [[3, 5]]
     printed = capsys.readouterr().out
     assert "2 frames, 2 more have no valid depth, exact truth from 2.7 to 5 m" in printed
-    assert command(parser(), run, [*arguments, "--min-depth", "12"]) == 2
+    assert launch(model, grey_set, "--min-depth", 12) == 2
     assert "--min-depth 12, --max-depth 10: expected" in capsys.readouterr().err
 
 
@@ -352,7 +324,7 @@ class Narrow(torch.nn.Module):
 
 def test_a_table_over_working_sizes(grey_set: Path) -> None:
     dataset = ShardDataset(grey_set, "val")
-    sizes = at_sizes(torch_predict(Narrow(), torch.device("cpu")), dataset, "full")
+    sizes = evaluate_sizes(torch_predict(Narrow(), torch.device("cpu")), dataset, "full")
     assert list(sizes) == ["192x256", "240x320", "480x640"]
     for size, metres in (("192x256", 2.56), ("240x320", 3.2), ("480x640", 6.4)):
         errors = [abs(metres - truth) / truth for truth in TRUTHS]
@@ -381,25 +353,14 @@ def test_the_table_is_printed_and_stored(
     grey_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    out = tmp_path / "figures.json"
-    arguments = [
-        "--data",
-        str(grey_set),
-        "--split",
-        "val",
-        "--protocol",
-        "full",
-        "--device",
-        "cpu",
-        "--sizes",
-    ]
+    out = tmp_path / "metrics.json"
     model = grey_onnx(tmp_path / "grey.onnx")
-    assert command(parser(), run, [str(model), *arguments, "--json", str(out)]) == 0
+    assert launch(model, grey_set, "--sizes", "--json", out) == 0
     sizes = json.loads(out.read_text())["sizes"]
     assert all(row["abs_rel"] == pytest.approx(sum(ABS_RELS) / 4, abs=1e-6) for row in sizes.values())
     printed = capsys.readouterr().out
     assert f"480x640     {sum(ABS_RELS) / 4:9.3f}" in printed
-    assert command(parser(), run, [str(grey_onnx(tmp_path / "fixed.onnx", (32, 96))), *arguments]) == 2
+    assert launch(grey_onnx(tmp_path / "fixed.onnx", (32, 96)), grey_set, "--sizes") == 2
     assert "--sizes: this file takes 32x96 only" in capsys.readouterr().err
 
 
@@ -408,12 +369,50 @@ def test_frames_without_truth_are_not_ranked() -> None:
     assert ranked(rows) == [2, 3, 0]
 
 
-def test_anchors_are_for_the_654_only() -> None:
+def test_published_results_are_for_the_654_only() -> None:
     info = {"source": "nyu-labelled", "splits": {"test": {"count": 654}, "val": {"count": 95}}}
     assert is_nyu_test(info, "test", "eigen")
     assert not is_nyu_test(info, "val", "eigen") and not is_nyu_test(info, "test", "full")
     assert not is_nyu_test({**info, "source": "rooms"}, "test", "eigen")
-    lines = {line.strip().split("  ")[0]: line.split()[-3:] for line in anchor_table().splitlines()}
+    lines = {line.strip().split("  ")[0]: line.split()[-3:] for line in results_table().splitlines()}
     assert lines["a constant"] == [".481", "-", ".371"]
     assert lines["the train set's log-mean depth map"] == [".362", "1.072", ".427"]
     assert lines["BTS, ResNet-50"] == [".119", ".419", ".865"]
+
+
+# -- errors by distance ------------------------------------------------------------------------------------------------
+
+WHOLE = EvalProtocol(crop=None)
+
+
+def test_errors_by_true_distance() -> None:
+    target = torch.tensor([0.5, 1.0, 1.5, 4.0, 9.0, 0.0, 12.0]).reshape(
+        1, 1, 1, 7
+    )  # the last two do not count
+    depth = torch.tensor([1.0, 0.5, 1.5, 6.0, 99.0, 1.0, 1.0]).reshape(1, 1, 1, 7)
+    by_distance = ErrorByDistance(WHOLE)
+    by_distance.update(depth, target)
+    by_distance.update(depth[..., :1], target[..., :1])
+    found = {tuple(band["metres"]): band for band in by_distance.compute()}
+    assert list(found) == [(0, 1), (1, 2), (3, 5), (5, 10)]  # nothing is between 2 and 3 m
+    assert found[0, 1] == {"metres": [0, 1], "share": 0.3333, "abs_rel": 1.0, "bias": 1.0}
+    assert found[1, 2] == {"metres": [1, 2], "share": 0.3333, "abs_rel": 0.25, "bias": -0.25}  # 1 m is in it
+    assert found[3, 5]["bias"] == 0.5
+    assert found[5, 10]["abs_rel"] == pytest.approx(1 / 9, abs=1e-4)  # clipped to 10 m, as the protocol does
+
+
+def test_errors_of_all_bands_are_the_pooled_figure() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target, depth = (10 * torch.rand(3, 1, 20, 20, generator=generator) + 0.01 for _ in range(2))
+    by_distance = ErrorByDistance(WHOLE)
+    by_distance.update(depth, target)
+    counted = (target < 10) & (target > 1e-3)
+    expected = ((depth.clamp(max=10) - target).abs() / target)[counted].mean()
+    bands = by_distance.compute()
+    assert sum(band["share"] * band["abs_rel"] for band in bands) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_bands_end_where_the_range_does() -> None:
+    by_distance = ErrorByDistance(EvalProtocol(crop=None, max_depth=50.0))
+    by_distance.update(torch.full((1, 1, 1, 2), 30.0), torch.tensor([30.0, 45.0]).reshape(1, 1, 1, 2))
+    assert [band["metres"] for band in by_distance.compute()] == [[20, 40], [40, 50]]

@@ -1,4 +1,4 @@
-"""A run that is killed or told to end: it goes on as if nothing had been."""
+"""A run that is killed or told to end continues as if nothing had happened."""
 
 import json
 import os
@@ -86,18 +86,19 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_ends_the_run(
-    rooms_set: Path, sixty_steps: Path, tmp_path: Path, root: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_the_run(
+    number: signal.Signals, rooms_set: Path, sixty_steps: Path, tmp_path: Path, root: Path
 ) -> None:
     out = tmp_path / "run"
     given = ["--recipe", sixty_steps, "--data", rooms_set, "--device", "cpu", "--out", out, "--steps", 5000]
     process = Process(root, *given)
     process.wait_for_checkpoints(out / CHECKPOINT, 1)
-    process.popen.send_signal(signal.SIGTERM)
+    process.popen.send_signal(number)
     code, error = process.wait()
     step = load_checkpoint(out / CHECKPOINT).state["step"]
     assert code == 130 and 3 <= step < 5000
-    assert error.strip().endswith(f"SIGTERM: saved at step {step}; --resume goes on from there")
+    assert error.strip().endswith(f"{number.name}: saved at step {step}; continue with --resume")
     assert "Traceback" not in error and json.loads((out / "metrics.json").read_text())["step"] == step
     assert not list(out.glob("*.part"))
     assert Process(root, *given, "--resume", "--max-steps", step + 1).wait()[0] == 0

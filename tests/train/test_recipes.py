@@ -17,8 +17,8 @@ from depthzoo.losses import list_losses
 from depthzoo.models import create_model, list_models
 from train.__main__ import parser, run
 from train.arguments import command
-from train.config import AugmentConfig, TrainConfig, load_recipe
-from train.learner import build_model
+from train.config import REMOVED, AugmentConfig, TrainConfig, load_recipe
+from train.model import build_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "train" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
@@ -48,7 +48,7 @@ def test_every_model_has_a_recipe_for_the_labelled_and_for_the_50k_set(model: st
     assert labelled.encoder_weights == large.encoder_weights == encoder
     assert large.steps == 0 and large.epochs * FRAMES_50K >= 500_000
     # Nothing beside --data is needed.
-    assert all(config.mix == config.pseudo_share == 0 and not config.init for config in (labelled, large))
+    assert all(config.mix == () and not config.init for config in (labelled, large))
 
 
 def test_no_table_of_a_recipe_repeats_its_base() -> None:
@@ -61,17 +61,17 @@ def test_no_table_of_a_recipe_repeats_its_base() -> None:
                 assert getattr(load_recipe(path), table) != getattr(below, table), f"{path.name} [{table}]"
 
 
-def test_the_first_seed_experiment() -> None:
+def test_the_first_original_experiment() -> None:
     config = recipe("seed_unet_mse")
     assert (config.model, config.head, config.encoder_weights) == ("unet", "linear", "none")
     assert (config.epochs, config.steps, config.batch_size, config.frames) == (10, 0, 2, 40_000)
     assert config.loss == {"mse": 1.0} and config.augment == AugmentConfig()
     assert (config.optimizer, config.schedule, config.precision) == ("adam", "constant", "fp32")
     assert config.size == (480, 640) and config.tag == "nyu-mse"
-    assert config.weight_decay == config.clip == config.ema == config.mix == config.pseudo_share == 0
+    assert config.weight_decay == config.clip == config.ema == 0 and config.mix == ()
 
 
-def test_the_second_seed_experiment_is_one_more_epoch_from_the_first() -> None:
+def test_the_second_original_experiment_is_one_more_epoch_from_the_first() -> None:
     first, second = recipe("seed_unet_mse"), recipe("seed_unet_combined")
     assert second.epochs == 1 and second.init.endswith("seed_unet_mse/model.safetensors")
     assert second.loss == {"mse": 1.0, "gradient": 1.0, "normal": 1.0} and second.tag == "nyu-combined"
@@ -89,24 +89,25 @@ def test_the_second_seed_experiment_is_one_more_epoch_from_the_first() -> None:
         assert getattr(first, key) == getattr(second, key), key
 
 
-def test_the_third_seed_experiment_has_the_wide_model_from_imagenet() -> None:
+def test_the_third_original_experiment_has_the_wide_model_from_imagenet() -> None:
     config = recipe("seed_unet_resnet50")
     assert (config.model, config.encoder_weights) == ("unet_resnet50_heavy", "imagenet")
     assert (config.epochs, config.batch_size, config.loss) == (10, 4, {"mse": 1.0})
     assert config.augment == AugmentConfig()
 
 
-def test_the_improvements_on_the_seed() -> None:
+def test_the_improvements_on_the_original() -> None:
     bilinear, berhu, dispnet = (recipe(n) for n in ("unet_bilinear", "unet_resnet50_berhu", "dispnet_vgg16"))
     assert bilinear.model == "unet_bilinear"
     assert (berhu.model, berhu.loss, berhu.tag) == ("unet_resnet50", {"berhu": 1.0}, "nyu-berhu")
     assert dispnet.model == "dispnet_vgg16" and dispnet.encoder_weights == "imagenet"
 
 
-def test_the_student_has_a_teacher() -> None:
-    student = recipe("unet_resnet50_student")
-    assert student.teacher.model == "unet_mobilenet_v3" != student.model
-    assert student.pseudo_share == 0.5
+@pytest.mark.parametrize("path", [p for p in RECIPES if "student" in p.stem], ids=lambda path: path.stem)
+def test_a_student_learns_half_from_a_set_that_its_recipe_says_how_to_make(path: Path) -> None:
+    assert load_recipe(path).mix == (0.5,)
+    text = (FOLDER / "unet_resnet50_student.toml").read_text(encoding="utf-8").replace("\n# ", " ")
+    assert "train.prepare pseudo IMAGES.tar ... --teacher unet_mobilenet_v3" in text and "--mix-data" in text
 
 
 def test_the_readme_lists_every_recipe_with_the_images_it_sees() -> None:
@@ -119,35 +120,24 @@ def test_the_readme_lists_every_recipe_with_the_images_it_sees() -> None:
         assert name == file and int(images.replace(",", "")) == seen
 
 
-# Where files are and how often they are written: not what was trained.
-ASIDE = ("init", "encoder_weights", "validate_every", "checkpoint_every")
+# Where files are and how often they are written, not what was trained; and how a teacher's labels were given.
+ASIDE = ("init", "encoder_weights", "validate_every", "checkpoint_every", "mix")
 BUNDLED = [(name, tag) for name in list_models(pretrained=True) for tag in weights.tags(name)]
 
 
 @pytest.mark.parametrize(("name", "tag"), BUNDLED)
 def test_bundled_weights_come_from_a_recipe_that_is_here(name: str, tag: str, tmp_path: Path) -> None:
-    """A card holds the resolved recipe; keys that came later have their defaults."""
+    """A card holds the resolved recipe; keys that came later have their defaults, those that went are left out."""
+    text = weights.card(name, tag)["recipe"].split("\n[teacher]")[0]
+    gone = "|".join(key.split(".")[-1] for key in REMOVED)
     path = tmp_path / "card.toml"
-    path.write_text(weights.card(name, tag)["recipe"], encoding="utf-8")
-    made_with = dataclasses.replace(load_recipe(path), **{key: getattr(TrainConfig, key) for key in ASIDE})
-    here = [
-        dataclasses.replace(load_recipe(p), **{key: getattr(TrainConfig, key) for key in ASIDE})
-        for p in RECIPES
-    ]
-    assert made_with in here
+    path.write_text(re.sub(rf"^({gone}) = .*\n", "", text, flags=re.M), encoding="utf-8")
+    defaults = {key: getattr(TrainConfig, key) for key in ASIDE}
+    here = [dataclasses.replace(load_recipe(recipe), **defaults) for recipe in RECIPES]
+    assert dataclasses.replace(load_recipe(path), **defaults) in here
 
 
 # Short runs on real frames.
-
-
-@pytest.fixture(scope="module")
-def pictures(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures without depth, for the teacher."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in (1000, 1100, 1200, 1300):
-        name = f"{number:04d}.jpg"
-        (folder / name).write_bytes((real_data / "nyu_v2_labelled" / "images" / name).read_bytes())
-    return folder
 
 
 def train(name: str, out: Path, data: Path, *more: object) -> int:
@@ -180,15 +170,13 @@ def seed_weights(real_set: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_short_run_on_real_frames(
-    path: Path, real_set: Path, rooms_set: Path, pictures: Path, seed_weights: Path, tmp_path: Path
+    path: Path, real_set: Path, rooms_set: Path, seed_weights: Path, tmp_path: Path
 ) -> None:
     config, out, more = load_recipe(path), tmp_path / "run", []
     if config.init:
         more += ["--init", seed_weights]
     if config.mix:
         more += ["--mix-data", rooms_set]
-    if config.pseudo_share:
-        more += ["--pictures", pictures]
     try:
         assert train(path.stem, out, real_set, *more) == 0
         metrics = json.loads((out / "metrics.json").read_text())

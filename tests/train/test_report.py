@@ -1,26 +1,22 @@
-"""A run's report: what is in it, that it needs nothing else, and what TensorBoard reads back."""
+"""A run's report: what is in it, and that it needs nothing else."""
 
 import json
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from depthzoo.metrics import METRICS
 from depthzoo.models import create_model
-from train import tracking
 from train.arguments import command
 from train.cards import write_weights
-from train.curves import series, ticks
-from train.inference import torch_predict
-from train.report import collect_samples, parser, report_run, run, write_report
-from train.samples import PAD, ValidationSample, tiles
+from train.evaluation import evaluate, torch_predict
+from train.report import parser, run
+from train.report_page import choose_samples, ticks, write_report
+from train.samples import Sample, strip, tiles
 from train.shards import ShardDataset
-from train.tracking import FOLDER, Tracker
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script>&"\''
 VOID = {"meta", "img"}
@@ -73,21 +69,19 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def sample(key: str = "a", role: str = "best") -> ValidationSample:
+def sample(key: str = "a", role: str = "best") -> Sample:
     truth = np.linspace(1, 3, 48 * 64, dtype=np.float32).reshape(48, 64)
     image = np.full((48, 64, 3), 200, np.uint8)
     counted = np.ones((48, 64), bool)
     counted[:, :32] = False
-    return ValidationSample(
-        key, image, truth, truth + 0.5, {"abs_rel": 0.25, "rmse": 0.5, "d1": 0.125}, role, counted
-    )
+    metrics = {"abs_rel": 0.25, "rmse": 0.5, "d1": 0.125}
+    return Sample(key, image, truth, truth + 0.5, metrics, counted, role)
 
 
 def test_the_page_needs_nothing_else_and_has_the_figures(folder: Path) -> None:
     samples = [sample("first", "best"), sample(HOSTILE, "worst")]
     results = {"per_image": dict.fromkeys(METRICS, 0.777), "pooled": dict.fromkeys(METRICS, 0.888)}
-    html_path, _ = write_report(folder, samples, results, f"5 frames {HOSTILE}")
-    html = html_path.read_text()
+    html = write_report(folder, samples, results, f"5 frames {HOSTILE}").read_text()
     page = Page(html)
     assert (
         "script" not in page.tags and HOSTILE in page.text
@@ -112,40 +106,18 @@ def test_the_page_needs_nothing_else_and_has_the_figures(folder: Path) -> None:
     assert "best at step30" in page.text
 
 
-def test_the_picture(folder: Path) -> None:
-    _, alone = write_report(folder)
-    bare = Image.open(alone)
-    assert bare.width == 4 * 320 + 5 * PAD and bare.getextrema() != ((255, 255),) * 3
-    samples = [sample(str(i), role) for i, role in enumerate(("best", "best", "median", "worst"))]
-    _, path = write_report(folder, samples)
-    picture = Image.open(path)
-    assert picture.width == bare.width
-    assert picture.height - bare.height == 3 * (22 + 240 + 26 + 6)  # one of each role
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "config.toml",
-        "metrics.json",
-        "report.html",
-        "report.png",
-    ]
+def test_a_strip_is_a_panel_with_a_title() -> None:
+    pixels = strip(sample(), 64)
+    assert pixels.dtype == np.uint8 and pixels.shape[1] > 4 * 64 and (pixels[:22] < 128).any()
 
 
 def test_the_error_is_shown_where_it_counts() -> None:
-    picture, truth, prediction, error = tiles(sample(), 64)
+    image, truth, prediction, error = tiles(sample(), 64)
     assert truth.legend == prediction.legend and not (truth.pixels == prediction.pixels).all()
     assert (error.pixels[:, :32] == int(200 * 0.35)).all()  # the picture, dark
     assert len(np.unique(error.pixels[:, 32:].reshape(-1, 3), axis=0)) == 1  # 0.5 m everywhere
     assert error.legend is not None and error.legend[2] == pytest.approx(0.5, abs=1e-5)
-    assert picture.legend is None and (picture.pixels == 200).all()
-
-
-def test_curves_leave_out_what_is_no_number() -> None:
-    history = [
-        {"step": 1, "loss": float("nan"), "rmse": 2},
-        {"step": 2, "loss": 0.5, "rmse": "x"},
-        {"loss": 1},
-    ]
-    curves = {curve.key: (curve.steps, curve.values) for curve in series(history)}
-    assert curves == {"loss": ((2,), (0.5,)), "rmse": ((1,), (2,))}
+    assert image.legend is None and (image.pixels == 200).all()
 
 
 def test_ticks_are_round_and_inside() -> None:
@@ -154,17 +126,14 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(3, 3) == [3]
 
 
-@pytest.mark.parametrize(
-    ("history", "best"), [([], None), ([row(1, float("nan"))], None), ([row(5, 0.5)], "0.500")]
-)
+@pytest.mark.parametrize(("history", "best"), [([], None), ([row(5, 0.5) | {"loss": None}], "0.500")])
 def test_a_run_with_hardly_any_history(
     folder: Path, history: list[dict[str, float]], best: str | None
 ) -> None:
     content = {"step": 5, "steps": 9, "resumed_from": [], "history": history}
     (folder / "metrics.json").write_text(json.dumps(content))
-    html, png = write_report(folder)
-    assert "never resumed" in html.read_text() and Image.open(png).height > 40
-    assert (best is None) or f"<b>{best}</b>" in html.read_text()
+    html = write_report(folder).read_text()
+    assert "never resumed" in html and (best is None or f"<b>{best}</b>" in html)
 
 
 def test_best_median_and_worst(rooms_set: Path) -> None:
@@ -176,13 +145,13 @@ def test_best_median_and_worst(rooms_set: Path) -> None:
     rows[:, 0] = torch.tensor([(7 * i) % len(dataset) for i in range(len(dataset))])
     rows[3, 0] = torch.nan  # a frame without truth
     by_error = [int(i) for i in rows[:, 0].argsort() if i != 3]
-    samples = collect_samples(predict, dataset, (32, 64), "full", rows, each=1)
+    samples = choose_samples(predict, dataset, (32, 64), "full", rows, each=1)
     expected = [by_error[0], by_error[(len(by_error) - 1) // 2], by_error[-1]]
     assert [s.role for s in samples] == ["best", "median", "worst"]
     assert [s.key for s in samples] == [dataset.keys[i] for i in expected]
     for s in samples:
-        truth = s.truth.astype("float64")[s.truth > 0]
-        assert s.figures["abs_rel"] == pytest.approx(np.mean(np.abs(2 - truth) / truth), rel=1e-6)
+        truth = s.target.astype("float64")[s.target > 0]
+        assert s.metrics["abs_rel"] == pytest.approx(np.mean(np.abs(2 - truth) / truth), rel=1e-6)
         assert (s.prediction == 2).all()
 
 
@@ -190,19 +159,21 @@ def test_one_frame_is_shown_once(rooms_set: Path) -> None:
     dataset = ShardDataset(rooms_set, "val")
     predict = torch_predict(lambda image: image[:, :1] + 1, torch.device("cpu"))
     assert len(dataset) == 1
-    assert [s.role for s in collect_samples(predict, dataset, (32, 64), "full")] == ["worst"]
+    _, rows = evaluate(predict, dataset, (32, 64), "full")
+    assert [s.role for s in choose_samples(predict, dataset, (32, 64), "full", rows)] == ["worst"]
 
 
 def test_the_command_on_a_run(rooms_set: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     model = create_model("unet_mobilenet_v3", weights=None)
-    card = {"model": model.name, "tag": "nyu", "arguments": {}, "size": [32, 64], "parameters": 3_480_000}
+    card = {"tag": "nyu", "size": [32, 64], "parameters": 3_480_000, "dataset": {"source": "rooms"}}
+    card |= {"trained_on": {"device": "CPU"}, "commit": "0123abc", "versions": {"torch": "2.15"}}
     write_weights(model, folder / "model.safetensors", card)
     assert command(parser(), run, [str(folder), "--data", str(rooms_set), "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.split() == [str(folder / "report.html"), str(folder / "report.png")]
+    assert capsys.readouterr().out.split() == [str(folder / "report.html")]
     page = Page((folder / "report.html").read_text())
     assert "unet_mobilenet_v3 · 3.48M parameters" in page.text
-    assert "1 val frames, as stored truth, full protocol, 32x64" in page.text and "pooled" in page.text
+    assert "1 val frames, as stored target, full protocol, 32x64" in page.text and "pooled" in page.text
 
 
 @pytest.mark.parametrize(
@@ -217,69 +188,3 @@ def test_a_folder_without_a_run(
     assert command(parser(), run, [str(folder)]) == 2
     error = capsys.readouterr().err
     assert says in error and error.strip().count("\n") == 0
-
-
-def test_without_matplotlib_it_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(ValueError, match="needs matplotlib"):
-        write_report(folder)
-    with pytest.raises(ValueError, match="without model.safetensors"):
-        report_run(folder, None, torch.device("cpu"))  # type: ignore[arg-type]
-    assert not (folder / "report.html").exists()
-
-
-# -- TensorBoard ------------------------------------------------------------------------------------------------------
-
-
-def events(run: Path):
-    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    accumulator = module.EventAccumulator(str(run / FOLDER))
-    accumulator.Reload()
-    return accumulator
-
-
-def test_tensorboard_reads_back_what_was_tracked(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    image = np.zeros((4, 6, 3), np.uint8)
-    image[:, 3:] = (255, 128, 0)
-    with Tracker(tmp_path) as tracker:
-        tracker.scalars(1, {"train/loss": 0.5, "val/abs_rel": 0.25})
-        tracker.scalars(2, {"train/loss": 0.125})
-        tracker.panel(2, "worst", image)
-    read = events(tmp_path)
-    assert [(e.step, e.value) for e in read.Scalars("train/loss")] == [(1, 0.5), (2, 0.125)]
-    assert [(e.step, e.value) for e in read.Scalars("val/abs_rel")] == [(1, 0.25)]
-    (shown,) = read.Images("worst")
-    assert (shown.step, shown.height, shown.width) == (2, 4, 6)
-
-
-def test_steps_after_the_checkpoint_are_dropped_on_resuming(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    with Tracker(tmp_path) as tracker:
-        for step in (10, 20, 30):
-            tracker.scalars(step, {"loss": float(step)})
-    with Tracker(tmp_path, resumed_at=20) as tracker:
-        tracker.scalars(30, {"loss": 31.0})
-    assert [(e.step, e.value) for e in events(tmp_path).Scalars("loss")] == [(10, 10), (20, 20), (30, 31)]
-
-
-def test_without_tensorboard_it_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(tracking, "_told", False)
-    for _ in range(2):
-        with Tracker(tmp_path) as tracker:
-            tracker.scalars(1, {"loss": 1.0})
-            tracker.panel(1, "a", np.zeros((2, 2, 3), np.uint8))
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "TensorBoard" in error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_that_does_not_write(tmp_path: Path) -> None:
-    with Tracker(tmp_path, enabled=False) as tracker:
-        tracker.scalars(1, {"loss": 1.0})
-    assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def test_measures_of_a_known_prediction(
         for i in range(len(dataset))
     ]
     monkeypatch.setattr(trials, "create_model", lambda *_, **__: Known(depths))
-    monkeypatch.setattr("train.inference.working_size", lambda height, width, size: (height, width))
+    monkeypatch.setattr("train.evaluation.working_size", lambda height, width, size: (height, width))
     figures = trials.measure(Path("any"), "any", dataset, (48, 64))
     if abs_rel is not None:
         assert figures["abs_rel"] == pytest.approx(abs_rel, abs=1e-5)

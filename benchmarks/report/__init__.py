@@ -1,1 +1,0 @@
-"""From result files to the tables and pictures of the benchmarks."""

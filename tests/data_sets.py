@@ -1,0 +1,25 @@
+"""Small data sets for tests."""
+
+from pathlib import Path
+
+import numpy as np
+
+from depthzoo.camera import CANONICAL_FOCAL
+from train.codec import encode_depth, encode_image
+from train.shards import ShardWriter, write_dataset
+
+
+def write_random_frames(out: Path, size: tuple[int, int], counts: dict[str, int]) -> Path:
+    """Write a data set of random images with ramps of depth, valid everywhere, of the canonical camera."""
+    random, splits = np.random.default_rng(0), {}
+    height, width = size
+    for split, count in counts.items():
+        with ShardWriter(out, split) as writer:
+            for number in range(count):
+                image = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+                depth = np.linspace(1, random.uniform(2, 6), width) + random.uniform(0, 0.2, size)
+                encoded = encode_image(image.repeat(8, 0).repeat(8, 1), 95)
+                writer.write(f"{split}-{number}", *encoded, encode_depth(depth))
+        splits[split] = {**writer.entry, "size": list(size), "focal_px": CANONICAL_FOCAL * width}
+    write_dataset(out, splits, source="random", terms="MIT")
+    return out
