@@ -110,7 +110,8 @@ class OnnxDepth:
         if focal_px is not None:
             if not 0 < focal_px < math.inf:
                 raise OnnxError(f"the focal length must be a number of pixels above 0, not {focal_px:g}")
-            scale = focal_px / (self.metadata.get("canonical_focal", CANONICAL_FOCAL) * upright.width)
+            # A turned camera keeps its focal length: that of a portrait refers to the longer side.
+            scale = focal_px / (self.metadata.get("canonical_focal", CANONICAL_FOCAL) * max(upright.size))
         depth = self.run(self.prepare(upright))[0, 0]
         return resize_depth(depth * np.float32(scale), upright.size)
 

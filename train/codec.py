@@ -1,4 +1,4 @@
-"""A sample as bytes: an RGB picture as JPEG or PNG, and its depth as a PNG of 16-bit steps with 0 for invalid."""
+"""Encode and decode samples: an RGB image as JPEG or PNG, its depth as a PNG of 16-bit steps with 0 for invalid."""
 
 import io
 
@@ -8,17 +8,17 @@ from PIL import Image, UnidentifiedImageError
 from depthzoo.errors import DatasetError
 
 MILLIMETRE = 0.001
-FAR_UNIT = 1 / 256  # metres, KITTI's
+FAR_UNIT = 1 / 256  # metres per step, as KITTI stores depth
 LAST_STEP = 65535
 
 
 def unit_for(far: float) -> float:
-    """Metres per step of depth up to ``far`` metres: a millimetre where 16 bits of them reach, else 1/256."""
+    """Return the metres per step for depth up to ``far`` metres: a millimetre if 16 bits reach that far, else 1/256."""
     return MILLIMETRE if far <= LAST_STEP * MILLIMETRE else FAR_UNIT
 
 
 def step_range(unit: float, depth_range: tuple[float, float]) -> tuple[int, int]:
-    """First and last step of ``unit`` metres that is valid depth."""
+    """Return the first and the last step of ``unit`` metres that is valid depth."""
     first, last = (round(metres / unit) for metres in depth_range)
     return max(first, 1), min(last, LAST_STEP)
 
@@ -26,9 +26,15 @@ def step_range(unit: float, depth_range: tuple[float, float]) -> tuple[int, int]
 def depth_steps(
     depth: np.ndarray, unit: float = MILLIMETRE, depth_range: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """Metres (H, W) to uint16 steps of ``unit`` metres, rounded.
+    """Round depth to steps.
 
-    Depth that is not finite or outside ``depth_range`` (by default all that 16 bits hold) becomes 0, invalid.
+    Args:
+        depth: float (H, W), metres.
+        unit: metres per step.
+        depth_range: least and largest valid depth in metres. If None, all that 16 bits hold.
+
+    Returns:
+        uint16 (H, W); 0 where depth is not finite or outside the range.
     """
     first, last = step_range(unit, depth_range or (unit, LAST_STEP * unit))
     depth = np.asarray(depth, dtype=np.result_type(depth, np.float32))  # float16 steps by 8 mm at 10 m
@@ -39,7 +45,7 @@ def depth_steps(
 
 
 def encode_steps(steps: np.ndarray) -> bytes:
-    """uint16 (H, W) to a PNG."""
+    """Encode uint16 (H, W) as a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(steps).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
@@ -48,12 +54,12 @@ def encode_steps(steps: np.ndarray) -> bytes:
 def encode_depth(
     depth: np.ndarray, unit: float = MILLIMETRE, depth_range: tuple[float, float] | None = None
 ) -> bytes:
-    """Metres (H, W) to a 16-bit PNG; see :func:`depth_steps`."""
+    """Encode metres (H, W) as a 16-bit PNG. See :func:`depth_steps` for the arguments."""
     return encode_steps(depth_steps(depth, unit, depth_range))
 
 
 def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, bytes]:
-    """uint8 RGB (H, W, 3) to ("png", bytes), or to ("jpg", bytes) of the given quality."""
+    """Encode uint8 RGB (H, W, 3): ("png", bytes), or ("jpg", bytes) if a quality is given."""
     buffer = io.BytesIO()
     if quality is None:
         Image.fromarray(image).save(buffer, "PNG", compress_level=3)
@@ -63,26 +69,29 @@ def encode_image(image: np.ndarray, quality: int | None = None) -> tuple[str, by
 
 
 def decode(image_bytes: bytes, depth_bytes: bytes, where: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a sample to uint8 RGB (H, W, 3) and uint16 steps of depth (H, W).
+    """Decode a sample.
 
     Args:
-        image_bytes: of the JPEG or PNG.
-        depth_bytes: of the 16-bit PNG.
-        where: the shard, for errors.
-        key: of the sample, for errors.
+        image_bytes: a JPEG or PNG.
+        depth_bytes: a 16-bit PNG.
+        where: name of the shard, for errors.
+        key: key of the sample, for errors.
+
+    Returns:
+        uint8 RGB (H, W, 3) and uint16 steps of depth (H, W).
 
     Raises:
-        DatasetError: for what cannot be decoded, depth that is not 16 bit, or sizes that differ.
+        DatasetError: if one cannot be decoded, depth is not 16 bit, or the sizes differ.
     """
     try:
         image = np.asarray(Image.open(io.BytesIO(image_bytes)).convert("RGB"))
         picture = Image.open(io.BytesIO(depth_bytes))
         mode, depth = picture.mode, np.asarray(picture)
-    except UnidentifiedImageError:  # whose text is the address of a BytesIO
+    except UnidentifiedImageError:  # its text is the address of a BytesIO
         raise DatasetError(f"{where}: sample {key!r} cannot be decoded: not a picture") from None
-    except Exception as error:  # Pillow raises SyntaxError, struct.error and its own besides
+    except Exception as error:  # Pillow also raises SyntaxError, struct.error and its own
         raise DatasetError(f"{where}: sample {key!r} cannot be decoded: {error}") from None
-    # A PNG has at most 16 bits; Pillow 10.1 opens those of 16 as mode I.
+    # Pillow 10.1 opens 16-bit PNGs as mode I.
     if mode != "I" and not mode.startswith("I;16"):
         raise DatasetError(f"{where}: depth of sample {key!r} is not a 16-bit PNG but mode {mode}")
     if depth.shape != image.shape[:2]:

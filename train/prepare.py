@@ -1,76 +1,331 @@
-"""Turns a source into the shards that training reads.
+"""Convert images with depth to the shards that training reads.
 
 python -m train.prepare nyu-labelled nyu_depth_v2_labeled.mat --out DIR [--size 240x320] [--depth filled|raw]
 python -m train.prepare nyu-50k nyu_data.zip --out DIR --size 240x320
 python -m train.prepare nyu-h5 FOLDER --out DIR
 python -m train.prepare nyu-sync FOLDER --out DIR [--train-list FILE] [--test-list FILE]
-python -m train.prepare pairs PICTURES DEPTHS --scale 0.001 --out DIR [--focal PX] [--max-depth 80] [--camera NAME]
+python -m train.prepare pairs IMAGES DEPTHS --scale 0.001 --out DIR [--focal PX] [--max-depth 80] [--camera NAME]
 python -m train.prepare rooms --count 1000 --size 240x320 --out DIR
+python -m train.prepare pseudo PICTURES.tar ... --teacher unet_resnet50 --size 240x320 --out DIR
 python -m train.prepare verify DIR [--full]
 python -m train.prepare sheet DIR --out sheet.png
+
+The data set is written to ``DIR.part`` and renamed to ``DIR`` when it is complete.
 """
 
 import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from depthzoo.errors import DatasetError
+from depthzoo.files import write_json
 from train.arguments import command, parse_size
-from train.codec import MILLIMETRE
 from train.contact_sheet import write_sheet
-from train.crew import cores
-from train.encoding import check_unit, resize_frame
-from train.shard_job import SAMPLES_PER_SHARD, prepare
-from train.shards import DEFAULT_RANGE
-from train.sources.frames import Frame, Item, Source, SourceError
+from train.encoding import Sample, encode, unit_problem
+from train.shards import ShardWriter, read_dataset, write_dataset
+from train.sources.base import SPLITS, FrameError, Item, Source
 from train.sources.nyu_50k import Nyu50k
 from train.sources.nyu_h5 import NyuH5
 from train.sources.nyu_labelled import NyuLabelled
 from train.sources.nyu_sync import NyuSync
 from train.sources.pairs import Pairs
-from train.sources.synthetic_rooms import Rooms
-from train.verify import problems
+from train.sources.pseudo import Pseudo
+from train.sources.rooms import Rooms
+from train.verify import problems, quick_problems
 
-__all__ = ["check_unit", "parser", "resize_frame", "run", "write"]
-
-
-class _InMemory(Source):
-    name = "memory"
-
-    def __init__(self, frames: list[Frame], about: dict[str, Any]) -> None:
-        self.frames, self.arguments, self.about = frames, {}, about
-
-    def items(self) -> list[Item]:
-        return [Item(frame.split, frame.key, number) for number, frame in enumerate(self.frames)]
-
-    def load(self, item: Item, handle: Any) -> Frame:
-        return self.frames[item.where]
+SOURCES: tuple[type[Source], ...] = (NyuLabelled, Nyu50k, NyuH5, NyuSync, Pairs, Rooms, Pseudo)
+SAMPLES_PER_SHARD = 256
+LONGEST_KEY = 80  # the tar header has room for 100 with ".depth.png"
+# Frames after which wrong units are noticed: one close-up says nothing.
+ENOUGH = 16
+PROGRESS = "progress.json"  # in DIR.part: the settings, and what dataset.json will say of the finished shards
 
 
-def write(
-    frames: Iterator[Frame], total: int, out: Path, size: tuple[int, int] | None, **about: str
-) -> dict[str, int]:
-    """Writes frames that fit into memory; an old data set in ``out`` is replaced when all is written.
+class Samples(Dataset[Sample | str]):
+    """The encoded samples of a source; in place of one that cannot be used, the reason."""
+
+    def __init__(self, source: Source, items: Sequence[Item], size: tuple[int, int] | None) -> None:
+        self.source, self.items, self.size = source, items, size
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample | str:
+        item = self.items[index]
+        try:
+            return encode(self.source, item, self.size)
+        except (FrameError, OSError) as error:
+            return f"{item.split} sample {item.key!r}: {error}"
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    workers: int = 1,
+    max_bad: float = 0.01,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    overwrite: bool = False,
+) -> tuple[dict[str, int], bool]:
+    """Write the data set ``out``, unless the same source and settings made it before.
 
     Args:
-        frames: of all splits.
-        total: how many of them at most.
-        out: folder of the data set.
-        size: (H, W) of train frames; the others keep theirs.
-        **about: goes into ``dataset.json``.
+        source: the frames.
+        out: the data set's folder.
+        size: (H, W) of the stored train frames. Others keep their size.
+        workers: number of processes that load and encode. The result does not depend on it.
+        max_bad: fraction of the frames that may be skipped because they cannot be used.
+        samples_per_shard: number of samples in one tar.
+        overwrite: replace a data set with other settings, once the new one is complete.
 
     Returns:
-        Number of samples by split.
+        Number of samples by split, and whether anything was written.
+
+    Raises:
+        DatasetError: if the source or the folder is not what was expected, too many frames cannot be used, or the unit
+            is wrong.
+        OSError: if the disk is full or a worker process died.
     """
-    return prepare(_InMemory(list(islice(frames, total)), about), out, size, overwrite=True)[0]
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "dataset.json").is_file():
+        raise DatasetError(f"{out} is not empty and holds no data set; give another --out")
+    items = source.items()
+    check_items(items, source.name)
+    listing = "\n".join(f"{item.split}\t{item.key}" for item in items)
+    settings = {
+        "source": source.name,
+        **source.settings(),
+        "size": size,
+        "samples_per_shard": samples_per_shard,
+        "source_digest": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+    settings = json.loads(json.dumps(settings))
+    if (out / "dataset.json").is_file() and not overwrite:
+        check_finished(out, settings)
+        splits = read_dataset(out)["splits"]
+        return {split: splits[split]["count"] for split in SPLITS if split in splits}, False
+
+    partial = out.with_name(out.name + ".part")
+    progress = open_partial(partial, settings, source.repeatable and not overwrite)
+    try:
+        for split in SPLITS:
+            of_split = [item for item in items if item.split == split]
+            allowed = int(max_bad * len(items))
+            convert(source, of_split, size, partial, progress, workers, allowed, samples_per_shard)
+        about: dict[str, Any] = {"source": source.name, **source.about(), "prepared": settings}
+        if progress["skipped"]:
+            about["skipped"] = progress["skipped"]
+            print(f"{out}: {len(progress['skipped'])} frames were skipped", file=sys.stderr)
+        if outside := progress["outside"] / max(progress["known"], 1):
+            about["outside_range"] = round(outside, 6)
+            near, far = source.depth_range
+            print(
+                f"{out}: {outside:.2%} of the depth is outside {near:g} to {far:g} m and invalid",
+                file=sys.stderr,
+            )
+        write_dataset(partial, progress["splits"], source.depth_unit, source.depth_range, **about)
+        write_sheet(partial, partial / "samples.png")
+    except BaseException:
+        if source.repeatable and progress["splits"]:
+            print(f"{partial} keeps the finished shards; the same command resumes", file=sys.stderr)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    replace_folder(partial, out)
+    return {split: entry["count"] for split, entry in progress["splits"].items()}, True
 
 
-def _share(text: str) -> float:
+def convert(
+    source: Source,
+    items: Sequence[Item],
+    size: tuple[int, int] | None,
+    folder: Path,
+    progress: dict[str, Any],
+    workers: int,
+    allowed: int,
+    samples_per_shard: int,
+) -> None:
+    """Write those shards of a split that ``progress`` does not have, and add them to it.
+
+    Args:
+        source: the frames.
+        items: the frames of the split.
+        size: (H, W) of stored train frames.
+        folder: ``DIR.part``.
+        progress: the facts for ``dataset.json`` so far, saved after each shard.
+        workers: number of processes.
+        allowed: number of frames of all splits that may be skipped.
+        samples_per_shard: number of samples in one tar.
+    """
+    if not items:
+        return
+    split, skipped = items[0].split, progress["skipped"]
+    entry = progress["splits"].get(split) or {"count": 0, "shards": []}
+    start = len(entry["shards"]) * samples_per_shard
+    results = load(source, items[start:], size, workers)
+    results = iter(tqdm(results, split, len(items), initial=start, unit="frame", disable=None))
+    medians: list[float] = []
+    while chunk := list(islice(results, samples_per_shard)):
+        if len(chunk) >= ENOUGH and not entry["count"] and all(isinstance(result, str) for result in chunk):
+            raise DatasetError(f"{chunk[0]} (none of the first {len(chunk)} {split} frames can be used)")
+        with ShardWriter(folder, split, samples_per_shard, first=len(entry["shards"])) as writer:
+            for result in chunk:
+                if isinstance(result, Sample):
+                    entry = {"size": list(result.size), "focal_px": result.focal_px} | entry
+                    result = check_focal(result, entry["focal_px"], split)
+                if isinstance(result, str):
+                    skipped.append(result)
+                    if len(skipped) > allowed:
+                        counts = f"{len(skipped)} frames cannot be used, --max-bad allows {allowed}"
+                        raise DatasetError(f"{result} ({counts})")
+                    tqdm.write(f"skipped {result}", file=sys.stderr)
+                    continue
+                writer.write(result.key, result.extension, result.image, result.depth)
+                medians.append(result.median)
+                progress["known"] += result.known
+                progress["outside"] += result.outside
+        entry["count"] += writer.entry["count"]
+        entry["shards"] += writer.entry["shards"]
+        if len(medians) >= ENOUGH:
+            check_unit(source, medians, f"the first {split} frames")
+        progress["splits"][split] = entry
+        write_json(folder / PROGRESS, progress)
+    if not entry["count"]:
+        raise DatasetError(f"no {split} frame can be used: {skipped[-1]}")
+    check_unit(source, medians, f"all {split} frames")
+
+
+def load(
+    source: Source, items: Sequence[Item], size: tuple[int, int] | None, workers: int
+) -> Iterator[Sample | str]:
+    """Yield the encoded frames in order, or what is wrong with them."""
+    samples = DataLoader(
+        Samples(source, items, size),
+        batch_size=None,
+        num_workers=workers if workers > 1 and source.in_workers else 0,
+        worker_init_fn=ignore_interrupt,
+    )
+    try:
+        yield from samples
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise OSError("a worker process died (out of memory?); try fewer --workers") from None
+
+
+def check_unit(source: Source, medians: list[float], what: str) -> None:
+    if problem := unit_problem(medians, source.scale, source.depth_range):
+        raise DatasetError(f"{what}: {problem}")
+
+
+def check_focal(sample: Sample, usual: float, split: str) -> Sample | str:
+    """Return the sample, or what is wrong if its focal length is not the usual one: a split has one camera."""
+    if abs(sample.focal_px / usual - 1) <= 0.01:
+        return sample
+    hint = ", or --size for pictures of several sizes" if split == "train" else ""
+    return (
+        f"{split} sample {sample.key!r}: focal length {sample.focal_px:.1f} px, others {usual:.1f} px; "
+        f"expected one camera{hint}"
+    )
+
+
+def check_items(items: Sequence[Item], name: str) -> None:
+    """Raise a ``DatasetError`` for an empty listing, or keys that are not unique file names."""
+    seen: set[tuple[str, str]] = set()
+    for split, key, _ in items:
+        if (split, key) in seen:
+            raise DatasetError(f"two {split} frames have the key {key!r}; rename one of the files")
+        if not key or len(key.encode()) > LONGEST_KEY or "." in key or "/" in key:
+            raise DatasetError(
+                f"{split} frame {key!r}: a key has 1 to {LONGEST_KEY} bytes, no dot and no slash"
+            )
+        seen.add((split, key))
+    if not any(item.split == "train" for item in items):
+        raise DatasetError(f"the source {name} has no train frames")
+
+
+# The folders DIR and DIR.part.
+
+
+def check_finished(out: Path, settings: dict[str, Any]) -> None:
+    """Raise a ``DatasetError`` if the data set was made with other settings, or is damaged."""
+    try:
+        has = read_dataset(out).get("prepared")
+    except DatasetError as error:
+        raise DatasetError(f"{error}; --overwrite makes it again") from None
+    if has != settings:
+        raise DatasetError(f"{out} was made with {differences(settings, has)}; --overwrite replaces it")
+    for problem in quick_problems(out):
+        raise DatasetError(f"{problem}; --overwrite makes the data set again")
+
+
+def differences(now: dict[str, Any], before: Any) -> str:
+    """Name the settings that differ."""
+    if not isinstance(before, dict):
+        return "settings that it does not state"
+    keys = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    shown = [f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in keys if key != "source_digest"]
+    return "; ".join(shown) or "other frames"
+
+
+def open_partial(partial: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Create ``DIR.part``, and return the progress of an interrupted conversion if it can be resumed."""
+    file = partial / PROGRESS
+    if partial.exists():
+        if not file.is_file() and any(partial.iterdir()):
+            raise DatasetError(f"{partial} is not empty and is no unfinished data set; remove it first")
+        progress: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if resume and progress.get("splits"):
+            if progress["settings"] == settings:
+                count = sum(entry["count"] for entry in progress["splits"].values())
+                print(f"{partial} has {count} frames of an interrupted conversion; resuming", file=sys.stderr)
+                return progress
+            changed = differences(settings, progress["settings"])
+            raise DatasetError(f"{partial} is unfinished and was made with {changed}; --overwrite drops it")
+        print(f"{partial} is of an interrupted conversion; starting again", file=sys.stderr)
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    progress = {"settings": settings, "splits": {}, "skipped": [], "known": 0, "outside": 0}
+    write_json(file, progress)
+    return progress
+
+
+def replace_folder(partial: Path, out: Path) -> None:
+    """Rename ``DIR.part`` to ``DIR``, which may be an older data set."""
+    old = out.with_name(f".{out.name}.replaced")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    partial.rename(out)
+    (out / PROGRESS).unlink()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# The command line.
+
+
+def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: expected 0 or more and less than 1")
+        raise argparse.ArgumentTypeError(f"{text}: expected a fraction from 0 to less than 1")
     return value
 
 
@@ -81,132 +336,72 @@ def _positive(text: str) -> int:
     return value
 
 
-def _unit(text: str) -> float:
-    return MILLIMETRE if text == "mm" else float(text)
+def add_source(parser: argparse.ArgumentParser, source: type[Source]) -> None:
+    """Add an argument for each field of a source, and those that all sources have."""
+    for field in dataclasses.fields(source):
+        options = dict(field.metadata)
+        if field.default is dataclasses.MISSING and not options.get("required"):
+            parser.add_argument(field.name, **options)
+            continue
+        if isinstance(field.default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        if field.default is not dataclasses.MISSING:
+            options["default"] = field.default
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+    if not any(field.name == "size" for field in dataclasses.fields(source)):
+        parser.add_argument("--size", type=parse_size, metavar="HxW", help="of train frames (default: keep)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="number of processes")
+    parser.add_argument(
+        "--max-bad", type=_fraction, default=0.01, metavar="X", help="fraction of frames that may be skipped"
+    )
+    parser.add_argument("--samples-per-shard", type=_positive, default=SAMPLES_PER_SHARD, metavar="N")
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
 
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.prepare", description=__doc__.splitlines()[0])
     commands = main.add_subparsers(dest="source", required=True, metavar="SOURCE|verify|sheet")
-
-    labelled = commands.add_parser(
-        "nyu-labelled", help="nyu_depth_v2_labeled.mat, 795 train and 654 test frames"
-    )
-    labelled.add_argument("path", type=Path, metavar="PATH.mat")
-    labelled.add_argument(
-        "--depth", choices=("filled", "raw"), default="filled", help="in-painted or with holes"
-    )
-    labelled.add_argument(
-        "--fold", type=int, choices=range(5), default=0, help="another validation split of the train frames"
-    )
-    fifty = commands.add_parser("nyu-50k", help="nyu_data.zip or its folder, 50,688 train frames")
-    fifty.add_argument("path", type=Path, metavar="ZIP|FOLDER")
-    h5 = commands.add_parser("nyu-h5", help="HDF5 frames, loose or in tars, 47,584 train frames")
-    h5.add_argument("path", type=Path, metavar="FOLDER|TAR")
-    sync = commands.add_parser("nyu-sync", help="synchronised frames with list files, 24,231 train frames")
-    sync.add_argument("path", type=Path, metavar="FOLDER")
-    sync.add_argument("--train-list", type=Path, metavar="FILE", help="rows: rgb depth focal")
-    sync.add_argument("--test-list", type=Path, metavar="FILE")
-    pairs = commands.add_parser("pairs", help="two folders of pictures and depth maps with equal names")
-    pairs.add_argument("path", type=Path, metavar="PICTURES")
-    pairs.add_argument("depths", type=Path, metavar="DEPTHS")
-    pairs.add_argument("--scale", type=float, required=True, help="metres per unit of depth, 0.001 for mm")
-    pairs.add_argument(
-        "--focal", type=float, metavar="PX", help="focal length (default: NYU's field of view)"
-    )
-    for flag, metres in zip(("--min-depth", "--max-depth"), DEFAULT_RANGE, strict=True):
-        pairs.add_argument(
-            flag,
-            type=float,
-            default=metres,
-            metavar="M",
-            help=f"of valid depth, metres (default: {metres:g})",
-        )
-    pairs.add_argument(
-        "--depth-unit",
-        type=_unit,
-        metavar="mm|M",
-        help="of the stored 16 bits, metres (default: mm, beyond 65 m 1/256)",
-    )
-    pairs.add_argument("--camera", metavar="NAME", help="of the camera, for the weights' card")
-    rooms = commands.add_parser("rooms", help="synthetic rooms, rendered here")
-    rooms.add_argument("--count", type=int, default=1000)
-    rooms.add_argument("--seed", type=int, default=0)
-    rooms.add_argument("--size", type=parse_size, default=(240, 320), metavar="HxW")
-    rooms.add_argument(
-        "--varied",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="close-ups, halls, other lenses, blur, noise and wrong exposure (default: yes)",
-    )
-
-    for source in (labelled, fifty, h5, sync, pairs, rooms):
-        if source is not rooms:
-            source.add_argument(
-                "--size", type=parse_size, metavar="HxW", help="of train frames (default: keep)"
-            )
-        source.add_argument("--out", type=Path, required=True, metavar="DIR")
-        source.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="processes")
-        source.add_argument(
-            "--max-bad", type=_share, default=0.01, metavar="SHARE", help="of frames that may be skipped"
-        )
-        source.add_argument("--samples-per-shard", type=_positive, default=SAMPLES_PER_SHARD, metavar="N")
-        source.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
-
+    for source in SOURCES:
+        add_source(commands.add_parser(source.name, help=source.help), source)
     verify = commands.add_parser("verify", help="check a data set: one line a problem, exit code 2")
     verify.add_argument("path", type=Path, metavar="DIR")
     verify.add_argument("--full", action="store_true", help="decode every sample")
-    verify.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="processes")
-    sheet = commands.add_parser("sheet", help="a picture of random samples")
+    verify.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="number of processes")
+    sheet = commands.add_parser("sheet", help="an image of random samples")
     sheet.add_argument("path", type=Path, metavar="DIR")
     sheet.add_argument("--out", type=Path, required=True, metavar="PNG")
     sheet.add_argument("--count", type=_positive, default=12, metavar="N")
-    sheet.add_argument("--seed", type=int, default=0)
+    sheet.add_argument("--seed", type=int, default=0, metavar="N")
     return main
 
 
-def _source(args: argparse.Namespace) -> Source:
-    match args.source:
-        case "nyu-labelled":
-            return NyuLabelled(args.path, args.depth, args.fold)
-        case "nyu-50k":
-            return Nyu50k(args.path)
-        case "nyu-h5":
-            return NyuH5(args.path)
-        case "nyu-sync":
-            return NyuSync(args.path, args.train_list, args.test_list)
-        case "pairs":
-            depth_range = args.min_depth, args.max_depth
-            return Pairs(
-                args.path, args.depths, args.scale, args.focal, depth_range, args.depth_unit, args.camera
-            )
-        case _:
-            return Rooms(args.count, args.size, args.seed, args.varied)
-
-
-def _verify(args: argparse.Namespace) -> int:
-    found = 0
-    for line in problems(args.path, args.full, args.workers):
-        print(line, file=sys.stderr)
-        found += 1
-    if not found:
-        print(f"{args.path}: no problem found" + ("" if args.full else " (--full decodes every sample)"))
-    return 2 if found else 0
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> int:
     if args.source == "verify":
-        return _verify(args)
+        found = False
+        for line in problems(args.path, args.full, args.workers):
+            print(line, file=sys.stderr)
+            found = True
+        if not found:
+            print(f"{args.path}: no problem found" + ("" if args.full else " (--full decodes every sample)"))
+        return 2 if found else 0
     if args.source == "sheet":
         if args.out.suffix.lower() != ".png":
-            raise SourceError(f"--out {args.out}: expected a name that ends in .png")
+            raise DatasetError(f"--out {args.out}: expected a name that ends in .png")
         write_sheet(args.path, args.out, args.count, args.seed)
         print(args.out)
         return 0
+    kind = next(source for source in SOURCES if source.name == args.source)
+    source = kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
     counts, written = prepare(
-        _source(args),
+        source,
         args.out,
-        args.size,
+        getattr(source, "size", args.size),
         workers=args.workers,
         max_bad=args.max_bad,
         samples_per_shard=args.samples_per_shard,

@@ -1,15 +1,13 @@
-"""The one format that training reads: WebDataset-style tar shards, indexed for random access.
+"""The data format that training reads: WebDataset-style tar shards with an index for random access.
 
-A data set is a folder with ``dataset.json`` and shards ``{split}-000000.tar``. A sample ``key`` is two members
-of one shard: ``key.jpg`` or ``key.png``, RGB, and ``key.depth.png``, 16 bits with 0 for invalid.
-Beside each shard lies its index, ``{split}-000000.index.json``: where each member starts and how long it is.
+A data set is a folder with ``dataset.json`` and shards ``{split}-000000.tar``. Each sample is two members of one shard:
+``{key}.jpg`` or ``{key}.png``, the RGB image, and ``{key}.depth.png``, depth in 16-bit steps with 0 for invalid.
+Beside each shard lies its index, ``{split}-000000.index.json``: the offset and length of each member.
 
-``dataset.json`` states "depth_unit", metres per step of the 16 bits or "mm"; "depth_range", [least, largest] in metres,
-of valid depth; "camera", its name; and for each split "focal_px" in pixels of the stored frames.
+``dataset.json`` holds "depth_unit" (metres per step, or "mm"), "depth_range" ([least, largest] valid depth in metres),
+"camera" (its name), and for each split the shards, "size" ([H, W]) and "focal_px" (pixels of the stored images).
 """
 
-import contextlib
-import hashlib
 import io
 import json
 import os
@@ -22,50 +20,37 @@ from typing import Any
 
 import numpy as np
 
-from train.codec import MILLIMETRE, DatasetError, decode
+from depthzoo.errors import DatasetError
+from depthzoo.files import atomic_write, sha256_of, write_json
+from train.codec import MILLIMETRE, decode
 
 FORMAT = "depthzoo-shards"
 VERSION = 1
+DEFAULT_RANGE = (0.001, 10.0)  # metres, of a data set that states none
 # Types of a row of an index: key, extension, then offset and length of the image and of the depth.
 ROW = (str, str, int, int, int, int)
-# Metres; of a data set that states no range.
-DEFAULT_RANGE = (0.001, 10.0)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON aside, syncs and renames, so that a reader never sees half a file."""
-    aside = path.with_name(path.name + ".part")
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 class ShardWriter:
-    """Writes the shards of one split; a context manager. After an exception it takes back what it wrote.
+    """Write the shards of one split. A context manager, which writes the last shard unless an exception was raised.
+
+    A shard is kept in memory until it is complete and then written atomically.
 
     Args:
-        folder: of the data set; made if it is not there.
+        folder: the data set's folder, created if it does not exist.
         split: "train", "val" or "test".
-        samples_per_shard: how many samples go into one tar.
-        first: number of the first shard, where those before it are there already.
+        samples_per_shard: number of samples in one tar.
+        first: number of the first shard to write.
 
     Attributes:
-        entry: after closing, the split's part of ``dataset.json``.
+        entry: after closing, the split's entry in ``dataset.json`` ("count" and "shards").
     """
 
     def __init__(self, folder: Path, split: str, samples_per_shard: int = 256, first: int = 0) -> None:
         self.folder, self.split, self.samples_per_shard, self.first = folder, split, samples_per_shard, first
         folder.mkdir(parents=True, exist_ok=True)
         self._shards: list[dict[str, Any]] = []
-        self._members: list[list[Any]] = []
-        self._tar: tarfile.TarFile | None = None
+        self._samples: list[tuple[str, str, bytes, bytes]] = []
         self._keys: set[str] = set()
         self.entry: dict[str, Any] = {}
 
@@ -75,71 +60,48 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._discard)
-            if kind is None:
-                self._finish_shard()
-                self.entry = {"count": sum(s["count"] for s in self._shards), "shards": self._shards}
-                stack.pop_all()
-
-    def _discard(self) -> None:
-        if self._tar is not None:
-            with contextlib.suppress(OSError):  # a full disk refuses the end of the archive too
-                self._tar.close()
-            self._tar = None
-        self._part().unlink(missing_ok=True)
-        written = [shard["file"] for shard in self._shards]
-        if self._members:  # it may have its name already, if its index could not be written
-            written.append(f"{self._name()}.tar")
-        for path in (self.folder / name for name in written):
-            path.unlink(missing_ok=True)
-            path.with_suffix(".index.json").unlink(missing_ok=True)
+        if kind is None:
+            if self._samples:
+                self._write_shard()
+            self.entry = {"count": sum(s["count"] for s in self._shards), "shards": self._shards}
 
     def write(self, key: str, extension: str, image: bytes, depth: bytes) -> None:
-        """Adds a sample: the image's encoded bytes and ``encode_depth``'s.
+        """Add a sample.
+
+        Args:
+            key: name of the sample, unique in its split, without dots and slashes.
+            extension: "jpg" or "png".
+            image: the encoded image.
+            depth: what :func:`encode_depth` returns.
 
         Raises:
-            ValueError: for a key that was written before, or that has a dot or a slash; another extension.
+            ValueError: for a bad or duplicate key, or another extension.
         """
         if extension not in ("jpg", "png"):
             raise ValueError(f"sample {key!r}: an image's extension is jpg or png, not {extension!r}")
         if key in self._keys or not key or "." in key or "/" in key:
             raise ValueError(f"sample key {key!r} is a duplicate, empty, or has a dot or a slash")
         self._keys.add(key)
-        if self._tar is None:
-            self._tar = tarfile.open(self._part(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        row: list[Any] = [key, extension]
-        for name, content in ((f"{key}.{extension}", image), (f"{key}.depth.png", depth)):
-            member = tarfile.TarInfo(name)  # mtime 0: the same samples give the same bytes
-            member.size = len(content)
-            self._tar.addfile(member, io.BytesIO(content))
-            padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            row += [self._tar.offset - padded, len(content)]
-        self._members.append(row)
-        if len(self._members) == self.samples_per_shard:
-            self._finish_shard()
+        self._samples.append((key, extension, image, depth))
+        if len(self._samples) == self.samples_per_shard:
+            self._write_shard()
 
-    def _name(self) -> str:
-        return f"{self.split}-{self.first + len(self._shards):06d}"
-
-    def _part(self) -> Path:
-        return self.folder / f"{self._name()}.tar.part"
-
-    def _finish_shard(self) -> None:
-        if self._tar is None:
-            return
-        self._tar.close()
-        self._tar = None
-        path = self.folder / f"{self._name()}.tar"
-        with open(self._part(), "rb+") as file:
-            os.fsync(file.fileno())  # a shard that has its name is whole, after a power cut too
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(self._part(), path)
-        write_json(path.with_suffix(".index.json"), self._members)
-        self._shards.append(
-            {"file": path.name, "count": len(self._members), "bytes": path.stat().st_size, "sha256": digest}
-        )
-        self._members = []
+    def _write_shard(self) -> None:
+        path = self.folder / f"{self.split}-{self.first + len(self._shards):06d}.tar"
+        index: list[list[Any]] = []
+        with atomic_write(path) as temporary:
+            with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for key, extension, image, depth in self._samples:
+                    index.append([key, extension])
+                    for name, content in ((f"{key}.{extension}", image), (f"{key}.depth.png", depth)):
+                        member = tarfile.TarInfo(name)  # mtime 0: the same samples give the same bytes
+                        member.size = len(content)
+                        index[-1] += [tar.offset + tarfile.BLOCKSIZE, len(content)]
+                        tar.addfile(member, io.BytesIO(content))
+            digest, size = sha256_of(temporary), temporary.stat().st_size
+        write_json(path.with_suffix(".index.json"), index)
+        self._shards.append({"file": path.name, "count": len(index), "bytes": size, "sha256": digest})
+        self._samples = []
 
 
 def write_dataset(
@@ -149,14 +111,14 @@ def write_dataset(
     depth_range: tuple[float, float] = DEFAULT_RANGE,
     **about: Any,
 ) -> None:
-    """Writes ``dataset.json``, last of all: a folder without it is unfinished.
+    """Write ``dataset.json``. Call this last: a folder without it is not a data set.
 
     Args:
-        folder: of the data set.
-        splits: ``ShardWriter.entry`` by split, with "size" [H, W] and "focal_px" added.
+        folder: the data set's folder.
+        splits: ``ShardWriter.entry`` by split, with "size" ([H, W]) and "focal_px" added.
         depth_unit: metres per step of the stored depth.
-        depth_range: least and largest valid depth, metres.
-        **about: source, terms, camera, and whatever else describes the set.
+        depth_range: least and largest valid depth in metres.
+        **about: source, terms, camera and other facts about the set.
     """
     unit = "mm" if depth_unit == MILLIMETRE else depth_unit
     stated = {"depth_unit": unit, "depth_range": list(depth_range), "splits": splits}
@@ -164,7 +126,7 @@ def write_dataset(
 
 
 def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of ``dataset.json``.
+    """Read and check ``dataset.json``.
 
     Raises:
         DatasetError: if the folder or the file is missing, or is something else.
@@ -180,7 +142,11 @@ def read_dataset(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_dataset(text: bytes, name: str) -> dict[str, Any]:
-    """The content of a ``dataset.json``; ``name`` is what errors call it.
+    """Parse and check the content of a ``dataset.json``.
+
+    Args:
+        text: the file's content.
+        name: the file's name, for errors.
 
     Raises:
         DatasetError: if it is something else.
@@ -201,7 +167,7 @@ def parse_dataset(text: bytes, name: str) -> dict[str, Any]:
 
 
 def depth_facts(info: dict[str, Any]) -> tuple[float, tuple[float, float]]:
-    """Metres per step of the stored depth, and its range in metres, from the content of ``dataset.json``."""
+    """Return the metres per step and the depth range in metres that a ``dataset.json`` states."""
     stated = info.get("depth_unit", "mm")
     unit = MILLIMETRE if stated == "mm" else float(stated)
     if not 0 < unit < float("inf"):
@@ -214,7 +180,7 @@ def depth_facts(info: dict[str, Any]) -> tuple[float, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A row of ``dataset.json``: file name, samples, bytes, digest."""
+    """A shard as ``dataset.json`` lists it: file name, number of samples, bytes, sha256."""
 
     file: str
     count: int
@@ -223,10 +189,15 @@ class Shard:
 
 
 def split_shards(info: dict[str, Any], split: str, where: str) -> tuple[float, list[Shard]]:
-    """Focal length in pixels and shards of a split, from the content of ``dataset.json``.
+    """Return the focal length in pixels and the shards of a split.
+
+    Args:
+        info: the content of ``dataset.json``.
+        split: "train", "val" or "test".
+        where: name of the data set, for errors.
 
     Raises:
-        DatasetError: naming ``where``, if there is no such split or something is missing.
+        DatasetError: if there is no such split or its entry is incomplete.
     """
     if split not in info["splits"]:
         has = ", ".join(sorted(info["splits"])) or "none"
@@ -241,22 +212,24 @@ def split_shards(info: dict[str, Any], split: str, where: str) -> tuple[float, l
 
 
 class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
-    """One split with random access: ``dataset[i]`` is (uint8 RGB (H, W, 3), uint16 steps of depth (H, W)).
+    """One split with random access.
+
+    ``dataset[i]`` is (uint8 RGB (H, W, 3), uint16 steps of depth (H, W)).
 
     Args:
-        folder: of the data set.
+        folder: the data set's folder.
         split: "train", "val" or "test".
-        limit: take only so many samples, evenly spread over the split; 0 takes all.
+        limit: maximum number of samples, evenly spread over the split. If 0, all.
 
     Attributes:
-        keys: of the samples, in order.
+        keys: keys of the samples, in order.
         info: the content of ``dataset.json``.
-        focal_px: of the stored frames' camera, pixels.
+        focal_px: focal length of the stored images in pixels.
         depth_unit: metres per step.
-        depth_range: least and largest valid depth, metres.
+        depth_range: least and largest valid depth in metres.
 
     Raises:
-        DatasetError: for a missing folder, split, shard or index, and a shard cut short.
+        DatasetError: for a missing folder, split, shard or index, or a truncated shard.
     """
 
     def __init__(self, folder: str | os.PathLike[str], split: str, limit: int = 0) -> None:
@@ -271,7 +244,7 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
                 raise DatasetError(f"{path} is missing; dataset.json names it")
             if path.stat().st_size != shard.bytes:
                 raise DatasetError(f"{path} has {path.stat().st_size} bytes, dataset.json says {shard.bytes}")
-            rows = self._read_index(path)
+            rows = _read_index(path.with_suffix(".index.json"))
             if len(rows) != shard.count:
                 raise DatasetError(f"{path} has {len(rows)} samples, dataset.json says {shard.count}")
             self._rows += [(path, row) for row in rows]
@@ -281,29 +254,15 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
             self._rows = [self._rows[i * len(self._rows) // limit] for i in range(limit)]
         self.keys = [row[0] for _, row in self._rows]
 
-    @staticmethod
-    def _read_index(path: Path) -> list[list[Any]]:
-        index = path.with_suffix(".index.json")
-        if not index.is_file():
-            raise DatasetError(
-                f"{index} is missing; run python -m train.prepare in a checkout of depthzoo again"
-            )
-        try:
-            rows: list[list[Any]] = json.loads(index.read_text(encoding="utf-8"))
-            for key, extension, *places in rows:
-                if not all(isinstance(x, t) for x, t in zip((key, extension, *places), ROW, strict=True)):
-                    raise ValueError(f"sample {key!r} is {places}")
-        except (TypeError, ValueError) as error:
-            raise DatasetError(
-                f"{index} is no index ({error}); run python -m train.prepare in a checkout of depthzoo again"
-            ) from None
-        return rows
-
     def __len__(self) -> int:
         return len(self._rows)
 
     def encoded(self, index: int) -> tuple[bytes, bytes]:
-        """The stored bytes of the image and of the depth PNG; ``DatasetError`` where the index is wrong."""
+        """Return the stored bytes of an image and its depth PNG.
+
+        Raises:
+            DatasetError: if they are not where the index says.
+        """
         path, (key, extension, image_at, image_bytes, depth_at, depth_bytes) = self._rows[index]
         members = []
         with open(path, "rb") as file:
@@ -311,19 +270,29 @@ class ShardDataset(Sequence[tuple[np.ndarray, np.ndarray]]):
                 (f"{key}.{extension}", image_at, image_bytes),
                 (f"{key}.depth.png", depth_at, depth_bytes),
             ):
-                # The tar header before the content has the name: an index of other samples is noticed.
+                # The tar header before the content has the name, so an index of other samples is noticed.
                 file.seek(max(at - tarfile.BLOCKSIZE, 0))
                 header, content = file.read(tarfile.BLOCKSIZE), file.read(size)
                 if header[:100].rstrip(b"\0") != name.encode() or len(content) != size:
-                    raise DatasetError(f"{path}: {name} is cut short, or not where the index has it")
+                    raise DatasetError(f"{path}: {name} is truncated, or not where the index says")
                 members.append(content)
         return members[0], members[1]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override]
-        """Decodes a sample.
-
-        Raises:
-            DatasetError: naming shard and key; see :func:`decode`.
-        """
+        """Decode a sample. See :func:`decode` for the errors."""
         path, row = self._rows[index]
         return decode(*self.encoded(index), str(path), row[0])
+
+
+def _read_index(path: Path) -> list[list[Any]]:
+    again = "run python -m train.prepare in a checkout of depthzoo again"
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing; {again}")
+    try:
+        rows: list[list[Any]] = json.loads(path.read_text(encoding="utf-8"))
+        for key, extension, *places in rows:
+            if not all(isinstance(x, t) for x, t in zip((key, extension, *places), ROW, strict=True)):
+                raise ValueError(f"sample {key!r} is {places}")
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is no index ({error}); {again}") from None
+    return rows

@@ -93,6 +93,12 @@ def test_a_focal_length_scales_the_depth(
     assert model.metadata["canonical_focal"] == run_onnx.CANONICAL_FOCAL == CANONICAL_FOCAL
     assert np.array_equal(model.predict(noise(), canonical), plain)
     np.testing.assert_allclose(model.predict(noise(), 2 * canonical), 2 * plain, rtol=1e-6)
+    portrait = noise().transpose(Image.Transpose.ROTATE_90)
+    assert portrait.size[1] == 70
+    np.testing.assert_allclose(
+        model.predict(portrait, 2 * canonical), 2 * model.predict(portrait, canonical), rtol=1e-6
+    )
+    assert np.array_equal(model.predict(portrait, canonical), model.predict(portrait))
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OnnxError, match="focal length must be a number of pixels above 0"):
             model.predict(noise(), wrong)

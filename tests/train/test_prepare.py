@@ -1,23 +1,38 @@
-"""From the sources to shards."""
+"""From sources to shards: encoding, the conversion, and what an interruption leaves."""
 
 import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from depthzoo.camera import depth_scale
-from train.arguments import command
-from train.encoding import check_medians
-from train.prepare import check_unit, parser, resize_frame, run, write
-from train.shards import ShardDataset
-from train.sources.frames import Frame, FrameError, SourceError
+from depthzoo.errors import DatasetError
+from train import prepare as module
+from train.encoding import resize_frame, unit_problem
+from train.prepare import PROGRESS, Samples, prepare
+from train.shards import ShardDataset, ShardWriter
+from train.sources.base import Frame, FrameError, Item, Source
 from train.sources.nyu_labelled import official_split
+from train.sources.pairs import Pairs
+from train.sources.rooms import Rooms
+
+Run = Callable[..., int]
+PER_SHARD = ("--samples-per-shard", 3)
 
 
-def prepare(*arguments: object) -> int:
-    return command(parser(), run, [str(argument) for argument in arguments])
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Real frames.
 
 
 def test_split_is_the_official_one_with_whole_scenes_held_out(
@@ -32,14 +47,18 @@ def test_split_is_the_official_one_with_whole_scenes_held_out(
     assert not any(number + 1 in val or number - 1 in val for number in train)
 
 
-def test_every_frame_is_in_one_split(split: dict[str, list[int]]) -> None:
-    assert sorted(split["train"] + split["val"] + split["test"]) == list(range(1449))
+def test_folds_do_not_overlap() -> None:
+    folds = [official_split(fold) for fold in range(5)]
+    held_out = [set(fold["val"]) for fold in folds]
+    assert sum(map(len, held_out)) == len(set.union(*held_out))
+    assert all(sorted(f["train"] + f["val"]) == sorted(folds[0]["train"] + folds[0]["val"]) for f in folds)
+    assert all(95 <= len(val) <= 121 for val in held_out)
 
 
 def test_real_frames_come_out_upright_and_in_metres(real_set: Path, real_data: Path) -> None:
     """A wrong transpose or a lost scale shows against the original files."""
     folder = real_data / "nyu_v2_labelled"
-    test = ShardDataset(real_set, "test")
+    test, train = ShardDataset(real_set, "test"), ShardDataset(real_set, "train")
     assert test.keys == [f"nyu-{number:04d}" for number in official_split()["test"] if number < 60]
     for index in (0, len(test) - 1):
         number = int(test.keys[index].removeprefix("nyu-"))
@@ -47,121 +66,40 @@ def test_real_frames_come_out_upright_and_in_metres(real_set: Path, real_data: P
         np.testing.assert_array_equal(image, np.asarray(Image.open(folder / "images" / f"{number:04d}.jpg")))
         steps = np.asarray(Image.open(folder / "depths" / f"{number:04d}.png"))
         np.testing.assert_allclose(depth / 1000, (steps + 0.5) * 9.9955 / 255, atol=6e-4)
-
-
-def test_only_train_frames_are_resized_and_cropped(real_set: Path) -> None:
-    train, test = ShardDataset(real_set, "train"), ShardDataset(real_set, "test")
+    # Only train frames are resized and lose the white border.
     assert train[0][0].shape == (120, 160, 3) and test[0][0].shape == (480, 640, 3)
-    assert test.focal_px == 518.86
-    assert train.focal_px == pytest.approx(518.86 * 120 / 464)
-    # The border of the labelled frames is white, and no train frame has it.
-    edges = [train[i][0][[0, -1]].mean() for i in range(len(train))] + [
-        train[i][0][:, [0, -1]].mean() for i in range(len(train))
+    assert test.focal_px == 518.86 and train.focal_px == pytest.approx(518.86 * 120 / 464)
+    edges = [
+        np.concatenate([image[[0, -1]], image[:, [0, -1]].swapaxes(0, 1)], 1).mean() for image, _ in train
     ]
-    assert max(edges) < 240
-    assert test[0][0][0].mean() > 250
-
-
-def test_info_says_what_it_is(real_set: Path) -> None:
-    info = ShardDataset(real_set, "test").info
+    assert max(edges) < 240 and test[0][0][0].mean() > 250
+    info = test.info
     assert info["source"] == "nyu-labelled" and info["truth"] == "filled" and "research" in info["terms"]
 
 
-def test_rooms_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare("rooms", "--count", 5, "--size", "32x48", "--out", tmp_path / "rooms") == 0
-    assert "3 train" in capsys.readouterr().out
-    image, depth = ShardDataset(tmp_path / "rooms", "train")[0]
-    assert image.shape == (32, 48, 3) and 300 < np.median(depth) < 10000
+# Encoding.
 
 
-def test_writing_twice_gives_the_same_digests(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert prepare("rooms", "--count", 4, "--size", "32x32", "--out", tmp_path / name) == 0
-    a, b = (json.loads((tmp_path / name / "dataset.json").read_text()) for name in ("a", "b"))
-    assert a["splits"] == b["splits"]
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "no such file"),
-        (b"not an HDF5 file", "not an HDF5"),
-    ],
-)
-def test_bad_mat(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, says: str
-) -> None:
-    path = tmp_path / "nyu.mat"
-    if content is not None:
-        path.write_bytes(content)
-    assert prepare("nyu-labelled", path, "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert says in error and str(path) in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
-
-
-def test_raw_depth_that_is_not_there(
-    real_mat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prepare("nyu-labelled", real_mat, "--depth", "raw", "--out", tmp_path / "out") == 2
-    assert "rawDepths" in capsys.readouterr().err
-
-
-def test_a_folder_of_something_else_is_not_overwritten(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "thesis.tex").write_text("dear")
-    assert prepare("rooms", "--count", 4, "--out", tmp_path) == 2
-    assert "not empty" in capsys.readouterr().err
-    assert (tmp_path / "thesis.tex").read_text() == "dear"
-
-
-def test_a_failure_half_way_leaves_the_old_set_whole(tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    frame = Frame("train", "a", np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 2.0), 100.0)
-    write(iter([frame]), 1, out, None, source="x")
-
-    def broken():
-        yield frame
-        raise OSError("the disk fell off")
-
-    with pytest.raises(OSError, match="fell off"):
-        write(broken(), 2, out, None, source="y")
-    assert ShardDataset(out, "train").info["source"] == "x"
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-@pytest.mark.parametrize(("factor", "scale"), [(1000.0, "0.001"), (0.001, "1000"), (100.0, "0.01")])
-def test_depth_in_another_unit_is_refused_with_the_likely_scale(factor: float, scale: str) -> None:
-    frame = Frame("train", "k", np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 2.5 * factor), 100.0)
-    with pytest.raises(SourceError, match=f"likely scale is {scale}$"):
-        check_unit(frame)
-
-
-def test_resize_keeps_depth_values_and_scales_the_focal_length() -> None:
-    depth = np.where(np.arange(64)[None] < 32, 1.0, 5.0) * np.ones((48, 1))
-    frame = resize_frame(Frame("train", "k", np.zeros((48, 64, 3), np.uint8), depth, 80.0), (24, 32))
-    assert frame.focal_px == 40.0 and frame.image.shape == (24, 32, 3)
-    assert set(np.unique(frame.depth)) == {1.0, 5.0}
+def frame(image: np.ndarray, depth: np.ndarray, focal_px: float = 100.0) -> Frame:
+    return Frame(image, depth, focal_px)
 
 
 def test_a_picture_is_not_squeezed() -> None:
-    """A square of the picture stays one, the middle is kept, and what is cut off is little."""
+    """A square stays one, the middle is kept, and little is cut off."""
     image = np.zeros((100, 308, 3), np.uint8)
     image[20:60, 120:160] = 255
     depth = np.where(image[..., 0] > 0, 5.0, 2.0)
-    frame = resize_frame(Frame("train", "k", image, depth, 200.0), (50, 150))  # two pixels cut at each end
-    assert frame.image.shape == (50, 150, 3) and frame.focal_px == 100.0
-    rows, columns = np.nonzero(frame.image[..., 0] > 128)
-    assert (np.ptp(rows), np.ptp(columns)) == (19, 19)
-    assert (rows.min(), columns.min()) == (10, 58)
-    rows, columns = np.nonzero(frame.depth == 5)
+    small = resize_frame(frame(image, depth, 200.0), (50, 150))  # two pixels are cut at each end
+    assert small.image.shape == (50, 150, 3) and small.focal_px == 100.0
+    rows, columns = np.nonzero(small.image[..., 0] > 128)
+    assert (np.ptp(rows), np.ptp(columns), rows.min(), columns.min()) == (19, 19, 10, 58)
+    rows, columns = np.nonzero(small.depth == 5)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 58, 77)
+    assert set(np.unique(small.depth)) == {2.0, 5.0}
 
 
 def test_a_camera_keeps_its_scale_of_depth_at_another_size() -> None:
-    frame = Frame("train", "k", np.zeros((464, 622, 3), np.uint8), np.ones((464, 622)), 518.86)
-    small = resize_frame(frame, (288, 384))
+    small = resize_frame(frame(np.zeros((464, 622, 3), np.uint8), np.ones((464, 622)), 518.86), (288, 384))
     assert depth_scale(small.focal_px, 384) == pytest.approx(depth_scale(518.86, 384 * 464 / 288))
 
 
@@ -176,21 +114,279 @@ def test_a_camera_keeps_its_scale_of_depth_at_another_size() -> None:
 def test_a_size_that_cuts_much_off_is_refused_with_one_that_does_not(
     shape: tuple[int, int], size: tuple[int, int], whole: tuple[int, int]
 ) -> None:
-    frame = Frame("train", "k", np.zeros((*shape, 3), np.uint8), np.ones(shape), 100.0)
+    large = frame(np.zeros((*shape, 3), np.uint8), np.ones(shape))
     with pytest.raises(FrameError, match=f"--size {whole[0]}x{whole[1]} keeps it whole$"):
-        resize_frame(frame, size)
-    assert resize_frame(frame, whole).image.shape[:2] == whole
+        resize_frame(large, size)
+    assert resize_frame(large, whole).image.shape[:2] == whole
+
+
+@pytest.mark.parametrize(
+    ("median", "scale", "far", "likely"),
+    [(2500, 1, 10, "0.001"), (0.0025, 1, 10, "1000"), (250, 1, 10, "0.01"), (15_000, 1, 80, "0.001")],
+)
+def test_another_unit_is_refused_with_the_likely_scale(
+    median: float, scale: float, far: float, likely: str
+) -> None:
+    assert unit_problem([median], scale, (0.001, far)).endswith(f"the likely scale is {likely}")
 
 
 @pytest.mark.parametrize(("median", "far"), [(41.78, 80.0), (1.5, 80.0), (0.1, 1.0), (2.5, 10.0)])
 def test_a_median_is_plausible_where_the_range_says_so(median: float, far: float) -> None:
-    check_medians([median], "frames", depth_range=(0.001, far))
+    assert not unit_problem([median], depth_range=(0.001, far))
 
 
-def test_far_depth_is_not_taken_for_another_unit_only() -> None:
-    with pytest.raises(
-        SourceError, match=r"20 expected of depth up to 10 m\); if that range \(--max-depth\) is"
+# The conversion.
+
+
+@dataclass
+class Odd(Source):
+    """Frames made up here; some misbehave."""
+
+    name = "odd"
+    help = ""
+    count: int
+    bad: tuple[int, ...] = ()
+    die: bool = False
+    focal: int = 0
+    metres: float = 2.0
+
+    def items(self) -> list[Item]:
+        return [Item("train", f"f{number}", number) for number in range(self.count)]
+
+    def load(self, item: Item) -> Frame:
+        if self.die and item.where == self.count - 1:
+            os._exit(9)
+        if item.where in self.bad:
+            raise FrameError("scratched")
+        image = np.zeros((32, 32, 3), np.uint8)
+        return Frame(image, np.full((32, 32), self.metres), 100.0 + self.focal * item.where)
+
+
+@dataclass
+class Repeatable(Odd):
+    """Its conversion can be resumed."""
+
+    repeatable = True
+
+
+@pytest.fixture
+def folders(
+    tmp_path: Path, picture_bytes: Callable[..., bytes], noise: Callable[..., np.ndarray]
+) -> tuple[Path, Path]:
+    """10 train, 2 val and 2 test frames."""
+    root = tmp_path / "pairs"
+    names = [*(f"train/{n:02d}" for n in range(10)), "val/a", "val/b", "test/a", "test/b"]
+    for number, name in enumerate(names):
+        for kind in ("rgb", "depth"):
+            (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "rgb" / f"{name}.jpg").write_bytes(picture_bytes(noise(number), "JPEG"))
+        (root / "depth" / f"{name}.png").write_bytes(
+            picture_bytes(np.full((32, 48), 2000 + number, np.uint16))
+        )
+    return root / "rgb", root / "depth"
+
+
+@pytest.fixture
+def arguments(folders: tuple[Path, Path], tmp_path: Path) -> list[object]:
+    return ["pairs", *folders, "--scale", 0.001, "--size", "40x60", *PER_SHARD, "--out", tmp_path / "set"]
+
+
+def test_the_result_does_not_depend_on_workers(
+    arguments: list[Any], folders: tuple[Path, Path], tmp_path: Path, run_prepare: Run
+) -> None:
+    (folders[0] / "train/04.jpg").write_bytes(b"")
+    for workers in (1, 2):
+        more = ["--max-bad", 0.1, "--workers", workers]
+        assert run_prepare(*arguments[:-1], tmp_path / str(workers), *more) == 0
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+    names = {"samples.png", "dataset.json", "train-000003.tar", "train-000003.index.json"}
+    assert names <= content(tmp_path / "1").keys()
+    keys = ShardDataset(tmp_path / "2", "train").keys
+    assert keys == ["00", "01", "02", "03", "05", "06", "07", "08", "09"]
+
+
+def test_rooms_command(tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        assert run_prepare("rooms", "--count", 4, "--size", "32x48", "--workers", workers, "--out", out) == 0
+        assert f"{out}: 2 train, 1 val, 1 test\n" in capsys.readouterr().out
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+    image, depth = ShardDataset(out, "train")[0]
+    assert image.shape == (32, 48, 3) and 300 < np.median(depth) < 10000
+
+
+@pytest.mark.parametrize(("bad", "written"), [((), 200), ((3,), 199), ((3, 150), 198)])
+def test_bad_frames_within_the_fraction(tmp_path: Path, bad: tuple[int, ...], written: int) -> None:
+    assert prepare(Odd(200, bad), tmp_path / "set", samples_per_shard=50)[0] == {"train": written}
+    info = json.loads((tmp_path / "set/dataset.json").read_text())
+    assert info.get("skipped", []) == [f"train sample 'f{number}': scratched" for number in bad]
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "says"),
+    [
+        (Odd(200, (3, 150, 151)), None, r"'f151': scratched \(3 frames cannot be used, --max-bad allows 2\)"),
+        (
+            Odd(40, tuple(range(40))),
+            None,
+            r"'f0': scratched \(none of the first 40 train frames can be used\)",
+        ),
+        (Odd(40), (32, 64), r"--size 32x64 cuts 50% off a picture of 32x32; --size 45x45 keeps it whole"),
+        (Odd(5, focal=2), None, r"'f1': focal length 102\.0 px, others 100\.0 px; expected one camera"),
+        (Odd(20, metres=0.002), None, r"no valid depth|median depth 0\.002 is not in metres"),
+        (Odd(0), None, "the source odd has no train frames"),
+    ],
+)
+def test_a_source_that_cannot_be_used(
+    tmp_path: Path, source: Source, size: tuple[int, int] | None, says: str
+) -> None:
+    with pytest.raises(DatasetError, match=says):
+        prepare(source, tmp_path / "set", size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dead_worker_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="a worker process died"):
+        prepare(Odd(40, die=True), tmp_path / "set", workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_unit_is_judged_in_every_split(
+    folders: tuple[Path, Path], tmp_path: Path, picture_bytes: Callable[..., bytes]
+) -> None:
+    for path in (folders[1] / "val").iterdir():  # centimetres
+        path.write_bytes(picture_bytes(np.full((32, 48), 250, np.uint16)))
+    with pytest.raises(DatasetError, match=r"^all val frames: median depth 0\.25 .* scale is 0\.01"):
+        prepare(Pairs(*folders, 0.001), tmp_path / "set")
+
+
+def test_a_finished_set_is_left_as_it_is(
+    arguments: list[Any], tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "set"
+    assert run_prepare(*arguments) == 0
+    before = content(out)
+    capsys.readouterr()
+    assert run_prepare(*arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 1 and "10 train, 2 val, 2 test (already there" in said.out
+    assert content(out) == before
+
+    assert run_prepare(*arguments, "--size", "48x64") == 2
+    assert "size [40, 60], now [48, 64]; --overwrite replaces it" in capsys.readouterr().err
+    (out / "val-000000.tar").write_bytes(b"")
+    assert run_prepare(*arguments) == 2
+    assert "val-000000.tar has 0 bytes" in capsys.readouterr().err
+    assert run_prepare(*arguments, "--overwrite") == 0
+    assert content(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "set"]
+
+
+def test_folders_of_something_else_are_not_touched(
+    tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, says in (
+        ("thesis", "is not empty and holds no data set"),
+        ("set.part", "is no unfinished data set"),
     ):
-        check_medians([41.78], "frames", 1 / 256)
-    with pytest.raises(SourceError, match=r"likely scale is 0\.001$"):
-        check_medians([15_000.0], "frames", depth_range=(0.001, 80.0))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text("dear")
+        assert run_prepare("rooms", "--count", 4, "--out", tmp_path / name.removesuffix(".part")) == 2
+        assert says in capsys.readouterr().err
+        assert (tmp_path / name / "notes").read_text() == "dear"
+
+
+# Interruptions.
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
+    """Make the conversion fail at a frame."""
+
+    def arrange(number: int, error: BaseException) -> None:
+        encode = module.encode
+
+        def broken(source: Source, item: Item, size: Any) -> Any:
+            if item.where == number:
+                raise error
+            return encode(source, item, size)
+
+        monkeypatch.setattr(module, "encode", broken)
+
+    return arrange
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any, capsys: Any
+) -> None:
+    def ctrl_c(self: Samples, index: int) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "set"
+    assert run_prepare(*arguments) == 0
+    before = content(out)
+    capsys.readouterr()
+    monkeypatch.setattr(Samples, "__getitem__", ctrl_c)
+    assert run_prepare(*arguments, "--workers", 1, "--overwrite") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "python -m train.prepare: interrupted"
+    assert content(out) == before and not (tmp_path / "set.part").exists()
+
+
+def test_a_full_disk_is_one_line(
+    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any, capsys: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("depthzoo.files.os.fsync", full)
+    assert run_prepare(*arguments, "--workers", 1) == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_killed_conversion_starts_again(
+    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any, capsys: Any
+) -> None:
+    write = ShardWriter._write_shard
+
+    def kill_in_the_third(self: ShardWriter) -> None:
+        if (self.folder / "train-000001.tar").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self)
+
+    monkeypatch.setattr(ShardWriter, "_write_shard", kill_in_the_third)
+    process = multiprocessing.get_context("fork").Process(
+        target=run_prepare, args=(*arguments, "--workers", 1)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "set").exists() and (tmp_path / "set.part" / "train-000001.tar").exists()
+    monkeypatch.undo()
+    assert run_prepare(*arguments) == 0
+    assert "set.part is of an interrupted conversion; starting again" in capsys.readouterr().err
+    assert run_prepare(*arguments[:-1], tmp_path / "fresh") == 0
+    assert content(tmp_path / "set") == content(tmp_path / "fresh")
+    assert not (tmp_path / "set.part").exists()
+
+
+def test_rooms_go_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: Any, interrupt: Callable[[int, BaseException], None], capsys: Any
+) -> None:
+    assert Rooms.repeatable
+    interrupt(7, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Repeatable(12), tmp_path / "set", samples_per_shard=3)
+    assert "the same command resumes" in capsys.readouterr().err
+    kept = content(tmp_path / "set.part")
+    assert {"train-000000.tar", "train-000001.tar", PROGRESS} <= kept.keys() and "dataset.json" not in kept
+    with pytest.raises(DatasetError, match=r"count 12, now 13; --overwrite drops it"):
+        prepare(Repeatable(13), tmp_path / "set", samples_per_shard=3)
+    monkeypatch.undo()
+    interrupt(5, AssertionError("a finished frame is not made again"))
+    assert prepare(Repeatable(12), tmp_path / "set", samples_per_shard=3)[0] == {"train": 12}
+    assert "has 6 frames of an interrupted conversion; resuming" in capsys.readouterr().err
+    monkeypatch.undo()
+    prepare(Repeatable(12), tmp_path / "fresh", samples_per_shard=3)
+    assert content(tmp_path / "set") == content(tmp_path / "fresh")
+    assert not (tmp_path / "set.part").exists()

@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torchvision.transforms import v2
 
+from depthzoo.errors import DatasetError
 from depthzoo.models import create_model
 from depthzoo.weights import read_metadata
 from train.arguments import command
 from train.checkpoint import load_checkpoint, same
-from train.pictures import PictureError, find_pictures
-from train.pretext import SimSiam, similarity_loss, spread
-from train.pretrain import parser, run
+from train.pictures import find_pictures
+from train.pretrain import Classifier, Views, parser, run
 from train.rooms import render
-from train.views import Views, hold_out
 
 SIZE = 48
 WriteTar = Callable[..., Path]
@@ -83,7 +83,7 @@ def pretrain(*arguments: object) -> int:
 
 @pytest.fixture(scope="session")
 def finished(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five steps of "class"."""
+    """Five steps of six."""
     out = tmp_path_factory.mktemp("run") / "run"
     arguments = ["--model", "unet_mobilenet_v3", "--data", tar, "--out", out, "--epochs", 2, "--max-steps", 5]
     assert pretrain(*arguments, "--terms", "made up") == 0
@@ -114,13 +114,12 @@ def test_the_run_says_what_it_did(finished: Path) -> None:
     assert [row["step"] for row in metrics["history"]] == [3, 5]
     assert metrics["history"][-1]["held_out_accuracy"] in (0, 1)
     config = tomllib.loads((finished / "config.toml").read_text())
-    assert config["method"] == "class" and config["lr"] == 1e-3 and config["size"] == 32
+    assert config["lr"] == 1e-3 and config["size"] == 32
 
 
-@pytest.mark.parametrize("method", ["class", "simsiam"])
-def test_resuming_is_bit_identical(tar: Path, tmp_path: Path, method: str) -> None:
+def test_resuming_is_bit_identical(tar: Path, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    base = ["--model", "unet_mobilenet_v3", "--data", tar, "--method", method, "--epochs", 1]
+    base = ["--model", "unet_mobilenet_v3", "--data", tar, "--epochs", 1]
     assert pretrain(*base, "--out", straight) == 0
     assert pretrain(*base, "--out", broken, "--max-steps", 1) == 0
     assert pretrain(*base, "--out", broken, "--resume", "--workers", 1) == 0
@@ -128,8 +127,6 @@ def test_resuming_is_bit_identical(tar: Path, tmp_path: Path, method: str) -> No
     assert a.state["step"] == b.state["step"] == 3 and b.state["resumed_from"] == [1]
     assert same(a.model, b.model)
     assert same(*(load_file(folder / "encoder.safetensors") for folder in (straight, broken)))
-    if method == "simsiam":
-        assert 0 < a.state["history"][-1]["spread"] < 1.5
 
 
 def test_the_loss_falls_on_a_few_pictures(write_tar: WriteTar, tmp_path: Path) -> None:
@@ -146,48 +143,27 @@ def test_the_loss_falls_on_a_few_pictures(write_tar: WriteTar, tmp_path: Path) -
 def test_every_encoder_can_be_trained(name: str) -> None:
     """Each parameter of the backbone gets a gradient."""
     torch.manual_seed(0)
-    pretext = SimSiam(create_model(name, weights=None))
-    loss, figures = pretext(torch.rand(4, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
-    loss.backward()
-    assert all(p.grad is not None for p in pretext.parameters())
-    assert -1 <= loss.item() <= 1 and figures["spread"] >= 0
-
-
-def test_spread_is_one_on_the_sphere_and_zero_in_a_point() -> None:
-    generator = torch.Generator().manual_seed(0)
-    assert spread(torch.randn(512, 256, generator=generator)) == pytest.approx(1, abs=0.02)
-    assert spread(torch.ones(8, 16) * torch.arange(1, 9).view(8, 1)) == pytest.approx(0, abs=1e-6)
-
-
-def test_no_gradient_goes_through_the_target() -> None:
-    a, b = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
-    loss = similarity_loss(a, b)
-    loss.backward()
-    assert a.grad is not None and b.grad is None
-    assert similarity_loss(a, 5 * a).item() == pytest.approx(-1)
+    classifier = Classifier(create_model(name, weights=None), 3)
+    logits = classifier(torch.rand(4, 3, 32, 32))
+    assert logits.shape == (4, 3)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in classifier.parameters())
 
 
 def test_views_depend_on_seed_epoch_and_picture_alone(tar: Path) -> None:
     pictures = find_pictures([tar])
-    transform = SimSiam(create_model("unet_mobilenet_v3", weights=None)).transform(32)
 
     def views(seed: int) -> Views:
-        return Views(pictures, [0] * len(pictures), transform, 2, seed)
+        return Views(pictures, list(range(24)), v2.RandomResizedCrop(32, antialias=True), seed)
 
     first, again = views(1), views(1)
     state = torch.get_rng_state()
-    one = again[30].image  # another order of access
+    one = again[30]  # another order of access
     assert torch.equal(torch.get_rng_state(), state)
     first[0]
-    assert torch.equal(first[30].image, one) and one.shape == (2, 3, 32, 32)
-    assert not torch.equal(one[0], one[1])
-    assert not torch.equal(views(2)[30].image, one)
-    assert sorted(first.locate(i)[1] for i in range(24, 48)) == list(range(24))
-
-
-def test_hold_out_parts_the_pictures(tar: Path) -> None:
-    train, held_out = hold_out(find_pictures([tar]), 0.25)
-    assert len(held_out) == 6 and sorted(train + held_out) == list(range(24))
+    assert torch.equal(first[30].image, one.image) and one.image.shape == (3, 32, 32)
+    assert not torch.equal(views(2)[30].image, one.image)
+    assert sorted(first[position].label for position in range(24, 48)) == list(range(24))
 
 
 def test_a_tar_a_folder_of_tars_and_a_folder_of_pictures_are_the_same(tar: Path, tmp_path: Path) -> None:
@@ -225,12 +201,12 @@ def test_an_unreadable_picture_is_named_and_skipped(
     assert "2 of 106 pictures are unreadable, more than 1%" in last and "cellar/0000" in last
 
 
-def test_a_tar_cut_short_is_refused(tar: Path, tmp_path: Path) -> None:
+def test_a_truncated_tar_is_refused(tar: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.tar"
     content = tar.read_bytes()
     last = find_pictures([tar])[-1]
     short.write_bytes(content[: last.offset + 100])
-    with pytest.raises(PictureError, match="cut short"):
+    with pytest.raises(DatasetError, match="truncated"):
         find_pictures([short])
 
 
@@ -244,7 +220,6 @@ def test_a_tar_cut_short_is_refused(tar: Path, tmp_path: Path) -> None:
         (["--model", "unet_resnet"], "did you mean 'unet_resnet50'"),
         (["--resume"], "no checkpoint to resume from"),
         (["--size", "16"], "--size 16: expected at least 32"),
-        (["--batch-size", "1"], "--batch-size 1"),
         (["--lr", "nan"], "--lr nan"),
         (["--device", "cuda:99"], "cuda"),
     ],

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from math import cos, log, sin, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale
-from train.rooms import Room, render, rooms
+from train.rooms import Room, render
 from train.rooms.building import Light
 from train.rooms.raycast import (
     BOX,
@@ -23,18 +24,17 @@ from train.rooms.raycast import (
     probe,
 )
 from train.rooms.scene import Scene, Viewpoint, arrange, arrange_varied
-from train.rooms.sensor import develop
 from train.rooms.shading import radiance
 from train.rooms.textures import TEXTURES, Patch
-from train.sources.synthetic_rooms import Rooms
+from train.sources.rooms import Rooms
 
 SMALL = (120, 160)
-SEEDS = range(6)
+SEEDS = range(4)
 
 
 @pytest.fixture(scope="module")
 def small() -> list[Room]:
-    return list(rooms(len(SEEDS), SMALL))
+    return [render(seed, SMALL) for seed in SEEDS]
 
 
 def triple(x: float, y: float, z: float) -> list[torch.Tensor]:
@@ -131,6 +131,20 @@ def test_texture_is_a_finite_colour(texture: object) -> None:
     assert out.shape == (3, n) and torch.isfinite(out).all() and out.min() >= -0.5 and out.max() < 2
 
 
+@pytest.mark.parametrize("varied", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seed_shows_what_it_always_did(seed: int, varied: bool) -> None:
+    """Seeds define the data that weights were trained on. Rays that graze an edge may round to either side."""
+    with np.load(Path(__file__).with_name("rooms.npz")) as stored:
+        image, millimetres = (stored[f"{kind}_{int(varied)}_{seed}"] for kind in ("image", "depth"))
+    state, numpy_state, threads = torch.get_rng_state(), np.random.get_state()[1], torch.get_num_threads()
+    room = render(seed, (48, 64), varied)
+    assert (np.abs(room.depth * 1000 - millimetres) < 2).mean() > 0.99
+    assert (np.abs(room.image.astype(int) - image) <= 2).mean() > 0.98
+    assert torch.equal(torch.get_rng_state(), state) and np.array_equal(np.random.get_state()[1], numpy_state)
+    assert torch.get_num_threads() == threads
+
+
 def test_types_range(small: list[Room]) -> None:
     for room in small:
         assert room.image.shape == (*SMALL, 3) and room.image.dtype == np.uint8
@@ -155,39 +169,12 @@ def test_floor_is_where_the_camera_says(small: list[Room]) -> None:
     assert seen > 0.05 * len(small) * SMALL[0] * SMALL[1]
 
 
-def test_deterministic_and_leaves_random_state_alone(small: list[Room]) -> None:
-    state, numpy_state, threads = torch.get_rng_state(), np.random.get_state()[1], torch.get_num_threads()
-    again = render(1, SMALL)
-    assert np.array_equal(again.image, small[1].image) and np.array_equal(again.depth, small[1].depth)
-    assert again.camera == small[1].camera
-    assert torch.equal(torch.get_rng_state(), state) and np.array_equal(np.random.get_state()[1], numpy_state)
-    assert torch.get_num_threads() == threads
-
-
 def test_same_geometry_at_any_size(small: list[Room]) -> None:
     """Three times finer, every third pixel centre (from the second) is the coarse one's."""
     for seed in (0, 3):
         fine = render(seed, (3 * SMALL[0], 3 * SMALL[1])).depth[1::3, 1::3]
         same = np.abs(fine / small[seed].depth - 1) < 1e-4
         assert same.mean() > 0.999  # rays that graze an edge may round to either side
-
-
-def test_seeds_differ(small: list[Room]) -> None:
-    for k, room in enumerate(small[1:]):
-        assert np.abs(room.depth - small[k].depth).mean() > 0.05
-        assert np.abs(room.image.astype(int) - small[k].image).mean() > 5
-
-
-def test_rooms_counts_on_from_the_seed(small: list[Room]) -> None:
-    two = list(rooms(2, SMALL, seed=2))
-    assert [np.array_equal(a.depth, b.depth) for a, b in zip(two, small[2:4], strict=True)] == [True, True]
-    assert list(rooms(0)) == []
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 71), (64, 32)])
-def test_odd_sizes(size: tuple[int, int]) -> None:
-    room = render(5, size)
-    assert room.image.shape == (*size, 3) and room.depth.shape == size
 
 
 @pytest.mark.parametrize(
@@ -202,7 +189,7 @@ def test_refusals(seed: int, size: tuple[int, int], message: str) -> None:
 @pytest.mark.slow
 def test_many_rooms_are_closed_and_in_range() -> None:
     medians = []
-    for room in rooms(150, (48, 64), seed=1000):
+    for room in (render(seed, (48, 64)) for seed in range(1000, 1150)):
         assert np.isfinite(room.depth).all() and room.depth.min() > 0.4 and room.depth.max() < 10
         medians.append(np.median(room.depth))
     assert 2.0 < np.median(medians) < 3.2  # NYU Depth V2's frames: about 2.6
@@ -221,14 +208,6 @@ def spread(scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray]:
     """ln of each scene's median canonical depth within 10 m, and of its least depth."""
     depths = [canonical(scene) for scene in scenes]
     return np.log([np.median(d[d <= 10]) for d in depths]), np.log([d.min() for d in depths])
-
-
-def test_varied_rooms_have_tails() -> None:
-    """The labelled train frames of NYU Depth V2 have a mean of .973 and a standard deviation of .316."""
-    median, least = spread([arrange_varied(seed) for seed in range(20)])
-    assert 0.75 < median.mean() < 1.15 and median.std() > 0.31
-    assert median.min() < log(1.2) and median.max() > log(4.3)
-    assert least.min() > log(0.2)
 
 
 def test_an_opening_as_wide_as_its_wall_has_a_place() -> None:
@@ -261,14 +240,6 @@ def test_a_varied_camera_stands_clear_and_in_the_room() -> None:
         assert (offset.abs() > 1).any(1).all()  # outside every solid's box
 
 
-def test_varied_room_is_its_seeds_alone() -> None:
-    size = (36, 48)
-    a, b, plain = render(7, size, varied=True), render(7, size, varied=True), render(7, size)
-    assert np.array_equal(a.image, b.image) and np.array_equal(a.depth, b.depth) and a.camera == b.camera
-    assert not np.array_equal(a.depth, plain.depth) and not np.array_equal(a.image, plain.image)
-    assert [room.camera for room in rooms(1, size, 7, varied=True)] == [a.camera]
-
-
 def box_room(lens: float) -> Scene:
     """A wall 3 m ahead, seen straight by a lens: an otherwise varied room."""
     scene = arrange_varied(0)
@@ -290,43 +261,18 @@ def box_room(lens: float) -> Scene:
     )
 
 
-@pytest.mark.parametrize("lens", [0.8, 1.0, 1.5])
+@pytest.mark.parametrize("lens", [0.29, 0.8, 1.5])
 def test_labels_of_another_lens_are_canonical(lens: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wall at 3 m is stored at 3 m over the lens; `render` itself says metres."""
     monkeypatch.setattr("train.rooms.arrange_varied", lambda seed: box_room(lens))
     room = render(0, (36, 48), varied=True)
     assert room.camera.focal_px == pytest.approx(518.86 / 640 * 48 * lens)
     np.testing.assert_allclose(room.depth, 3.0, rtol=1e-5)
-    source = Rooms(3, (36, 48), varied=True)
+    source = Rooms(3, size=(36, 48), varied=True)
     frame = source.load(source.items()[0])
     assert frame.focal_px == pytest.approx(518.86 / 640 * 48)
-    np.testing.assert_allclose(frame.depth, 3.0 / lens, rtol=1e-5)
-
-
-def test_beyond_ten_canonical_metres_there_is_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.rooms.arrange_varied", lambda seed: box_room(0.75 * 0.35))
-    source = Rooms(3, (36, 48), varied=True)
-    assert (source.load(source.items()[0]).depth == 0).all()
-
-
-def test_a_varied_camera_exposes_and_tints_in_many_ways() -> None:
-    grey = torch.full((3, 65, 81), 0.4)
-    pictures = [develop(grey, seed, varied=True).float().mean((0, 1)) / 255 for seed in range(40)]
-    brightness = np.array([float(picture.mean()) for picture in pictures])
-    assert brightness.min() < 0.3 and brightness.max() > 0.7
-    assert np.std([float((picture[0] / picture[2]).log()) for picture in pictures]) > 0.05
-
-
-def test_a_varied_camera_shakes_in_some_pictures() -> None:
-    """A white bar on black: rows between a tenth and nine tenths of the brightest one."""
-    bar = torch.zeros(3, 97, 641)
-    bar[:, 40:56] = 1.0
-    edges = []
-    for seed in range(40):
-        profile = develop(bar, seed, varied=True).float().mean((1, 2))
-        profile = profile / profile.max()
-        edges.append(int(((profile > 0.1) & (profile < 0.9)).sum()))
-    assert min(edges) <= 2 and max(edges) >= 4
+    # Beyond 10 canonical metres there is no label.
+    np.testing.assert_allclose(frame.depth, 3.0 / lens if lens > 0.3 else 0, rtol=1e-5)
 
 
 def test_a_further_room_keeps_its_light_behind_many_lamps() -> None:

@@ -21,30 +21,20 @@ from train.rooms.pieces import (
 def window(p: Piece, g: Generator, day: bool = True) -> None:
     w, z0, z1 = g.uniform(0.7, 2.2), g.uniform(0.75, 1.1), g.uniform(1.9, 2.25)
     frame = WHITE if g.uniform() < 0.7 else timber(g)
-    view = Material(
-        "outside",
-        jitter(g, (0.9, 0.95, 1.0), 0.03),
-        (0.9, 0.9, 0.88),
-        g.uniform(0.35, 1.2),
-        glow=g.uniform(2, 6),
-    )
+    sky, scale, glow = jitter(g, (0.9, 0.95, 1.0), 0.03), g.uniform(0.35, 1.2), g.uniform(2, 6)
+    view = Material("outside", sky, (0.9, 0.9, 0.88), scale, glow=glow)
     if not day:
         view = view._replace(first=(0.07, 0.07, 0.1), glow=0.05)
-    p.box(-w / 2, w / 2, 0, 0.012, z0, z1, view)
+    p.wide(w, 0, 0.012, z0, z1, view)
     for x in (-w / 2 - 0.07, w / 2):
         p.box(x, x + 0.07, 0, 0.035, z0 - 0.07, z1 + 0.07, frame)
-    p.box(-w / 2, w / 2, 0, 0.035, z1, z1 + 0.07, frame)
+    p.wide(w, 0, 0.035, z1, z1 + 0.07, frame)
     p.box(-w / 2 - 0.1, w / 2 + 0.1, 0, 0.09, z0 - 0.07, z0, frame)
     dress, shut = g.uniform(), g.uniform(0.2, 1)
     if dress < 0.4:
-        slats = Material(
-            "blinds",
-            jitter(g, (0.93, 0.91, 0.86)),
-            (0, 0, 0),
-            g.uniform(0.025, 0.05),
-            glow=g.uniform(0.5, 1.6) if day else 0.0,
-        )
-        p.box(-w / 2, w / 2, 0.02, 0.05, z1 - shut * (z1 - z0), z1, slats)
+        pale, scale = jitter(g, (0.93, 0.91, 0.86)), g.uniform(0.025, 0.05)
+        slats = Material("blinds", pale, (0, 0, 0), scale, glow=g.uniform(0.5, 1.6) if day else 0.0)
+        p.wide(w, 0.02, 0.05, z1 - shut * (z1 - z0), z1, slats)
     if dress > 0.3:
         drape = Material("folds", jitter(g, pick(g, CLOTHS)), (0, 0, 0), g.uniform(0.08, 0.16))
         hang, low, part = g.uniform(0.15, 0.6), g.choice([0.05, z0 - 0.2]), g.uniform(0.1, 0.25)
@@ -79,55 +69,28 @@ def pictures(p: Piece, g: Generator) -> None:
 
 
 def board(p: Piece, g: Generator) -> None:
-    w = g.uniform(0.4, 1.0)
-    white = g.uniform() < 0.6
-    p.box(
-        -w,
-        w,
-        0,
-        0.02,
-        0.95,
-        g.uniform(1.6, 2.0),
-        WHITE if white else Material("carpet", (0.7, 0.52, 0.34), (0.6, 0.42, 0.28)),
-    )
+    w, white = g.uniform(0.4, 1.0), g.uniform() < 0.6
+    m = WHITE if white else Material("carpet", (0.7, 0.52, 0.34), (0.6, 0.42, 0.28))
+    p.box(-w, w, 0, 0.02, 0.95, g.uniform(1.6, 2.0), m)
     for _ in range(int(g.integers(0, 7))):
         x, z = g.uniform(-w, w) * 0.85, g.uniform(1.1, 1.55)
-        p.box(
-            x - 0.09,
-            x + 0.09,
-            0.02,
-            0.024,
-            z - 0.12,
-            z + 0.12,
-            Material("paper", (0.9, 0.9, 0.86), any_colour(g)),
-        )
+        note = Material("paper", (0.9, 0.9, 0.86), any_colour(g))
+        p.box(x - 0.09, x + 0.09, 0.02, 0.024, z - 0.12, z + 0.12, note)
 
 
 def wall_shelf(p: Piece, g: Generator) -> None:
     w, z, m = g.uniform(0.5, 1.3), g.uniform(1.2, 1.7), timber(g)
     for k in range(int(g.integers(1, 3))):
-        p.box(-w / 2, w / 2, 0, 0.22, z + 0.35 * k, z + 0.35 * k + 0.025, m)
-        p.box(
-            -w / 2 + 0.03,
-            0,
-            0.02,
-            0.17,
-            z + 0.35 * k + 0.025,
-            z + 0.35 * k + 0.24,
-            Material("books", any_colour(g), any_colour(g)),
-        )
-        clutter(p, g, 0, w / 2, 0.02, 0.2, z + 0.35 * k + 0.025, 3)
+        low = z + 0.35 * k
+        p.wide(w, 0, 0.22, low, low + 0.025, m)
+        books = Material("books", any_colour(g), any_colour(g))
+        p.box(-w / 2 + 0.03, 0, 0.02, 0.17, low + 0.025, low + 0.24, books)
+        clutter(p, g, 0, w / 2, 0.02, 0.2, low + 0.025, 3)
 
 
 def radiator(p: Piece, g: Generator) -> None:
-    w = g.uniform(0.5, 1.2)
-    p.box(-w / 2, w / 2, 0.03, 0.11, 0.12, 0.7, WHITE._replace(texture="folds", scale=0.06))
+    p.wide(g.uniform(0.5, 1.2), 0.03, 0.11, 0.12, 0.7, WHITE._replace(texture="folds", scale=0.06))
 
 
-FITTINGS: dict[str, Callable[[Piece, Generator], None]] = {
-    "door": door,
-    "pictures": pictures,
-    "board": board,
-    "wall_shelf": wall_shelf,
-    "radiator": radiator,
-}
+_ALL = (door, pictures, board, wall_shelf, radiator)
+FITTINGS: dict[str, Callable[[Piece, Generator], None]] = {make.__name__: make for make in _ALL}

@@ -51,6 +51,19 @@ class Piece:
         half = (max(x1 - x0, 0.002) / 2, max(y1 - y0, 0.002) / 2, max(z1 - z0, 0.002) / 2)
         self.parts.append(Part(BOX, centre, half, yaw, tilt, 0.0, material))
 
+    def wide(
+        self, w: float, y0: float, y1: float, z0: float, z1: float, material: Material, tilt: float = 0.0
+    ) -> None:
+        """A box of width w, in the middle of the wall side."""
+        self.box(-w / 2, w / 2, y0, y1, z0, z1, material, 0.0, tilt)
+
+    def block(
+        self, x: float, y: float, w: float, d: float, z0: float, z1: float, material: Material,
+        yaw: float = 0.0, tilt: float = 0.0,
+    ) -> None:  # fmt: skip
+        """A box about x, y with half sizes w, d."""
+        self.box(x - w, x + w, y - d, y + d, z0, z1, material, yaw, tilt)
+
     def ball(
         self, x: float, y: float, z: float, rx: float, ry: float, rz: float, material: Material,
         yaw: float = 0.0, tilt: float = 0.0,
@@ -92,20 +105,24 @@ WOODS: list[Colour] = [
     (0.45, 0.20, 0.12), (0.20, 0.13, 0.10), (0.72, 0.50, 0.30), (0.60, 0.52, 0.44),
 ]  # fmt: skip
 PAINTS: list[Colour] = [
-    (0.92, 0.91, 0.88),
-    (0.86, 0.84, 0.78),
-    (0.15, 0.15, 0.16),
-    (0.55, 0.56, 0.57),
-    (0.78, 0.79, 0.78),
-]
+    (0.92, 0.91, 0.88), (0.86, 0.84, 0.78), (0.15, 0.15, 0.16), (0.55, 0.56, 0.57), (0.78, 0.79, 0.78),
+]  # fmt: skip
 CLOTHS: list[Colour] = [
     (0.62, 0.12, 0.14), (0.14, 0.22, 0.42), (0.30, 0.42, 0.56), (0.45, 0.50, 0.30), (0.80, 0.72, 0.58),
     (0.90, 0.88, 0.84), (0.36, 0.24, 0.18), (0.55, 0.48, 0.42), (0.20, 0.20, 0.22), (0.70, 0.45, 0.20),
     (0.45, 0.18, 0.30), (0.62, 0.64, 0.66), (0.25, 0.38, 0.32), (0.84, 0.80, 0.45), (0.76, 0.52, 0.55),
 ]  # fmt: skip
-METAL = Material("plain", (0.66, 0.67, 0.68), (0.5, 0.5, 0.5), gloss=0.7)
-DARK = Material("plain", (0.07, 0.07, 0.08), (0.1, 0.1, 0.1), gloss=0.35)
-WHITE = Material("plain", (0.92, 0.92, 0.90), (0.8, 0.8, 0.8), gloss=0.3)
+
+
+def plain(colour: Colour, gloss: float = 0.0, glow: float = 0.0) -> Material:
+    return Material("plain", colour, (0, 0, 0), gloss=gloss, glow=glow)
+
+
+METAL, DARK, WHITE = (
+    plain((0.66, 0.67, 0.68), 0.7),
+    plain((0.07, 0.07, 0.08), 0.35),
+    plain((0.92, 0.92, 0.90), 0.3),
+)
 
 
 def any_colour(g: Generator) -> Colour:
@@ -116,16 +133,10 @@ def any_colour(g: Generator) -> Colour:
 
 def timber(g: Generator) -> Material:
     if g.uniform() < 0.25:
-        return Material("plain", jitter(g, pick(g, PAINTS)), (0.5, 0.5, 0.5), gloss=0.25)
-    tone = jitter(g, pick(g, WOODS))
-    share = g.uniform(0.55, 0.8)
-    return Material(
-        "wood",
-        tone,
-        (tone[0] * share, tone[1] * share, tone[2] * share),
-        g.uniform(0.6, 2),
-        g.uniform(0, 0.4),
-    )
+        return plain(jitter(g, pick(g, PAINTS)), 0.25)
+    tone, dark = jitter(g, pick(g, WOODS)), g.uniform(0.55, 0.8)
+    grain = (tone[0] * dark, tone[1] * dark, tone[2] * dark)
+    return Material("wood", tone, grain, g.uniform(0.6, 2), g.uniform(0, 0.4))
 
 
 def fronts(g: Generator, base: Material) -> Material:

@@ -1,1 +1,1 @@
-"""One module per form in which training data circulate; each turns it into shards."""
+"""The forms in which training data circulate, one module each; ``python -m train.prepare`` turns them into shards."""

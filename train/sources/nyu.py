@@ -1,32 +1,34 @@
-"""What all forms of NYU Depth V2 have in common."""
+"""What all forms of NYU Depth V2 share: camera, terms, white border, scenes."""
 
 import re
+from typing import Any
 
 from depthzoo.camera import CANONICAL_FOCAL
 
-CAMERA = "Kinect v1 of NYU Depth V2"  # undistorted; the canonical camera
-TERMS = "NYU Depth V2: research use; cite Silberman et al., ECCV 2012"
-# A white border of 6 to 8 pixels surrounds the undistorted frames; these rows and columns are inside it by 2.
+VAL_FRACTION = 0.02  # of the train frames, for sources without a validation split
+# Undistorted frames have a white border of 6 to 8 pixels; these rows and columns leave out 2 pixels more.
 INSIDE = (slice(8, 472), slice(9, 631))
-# Sources without a validation split hold out whole scenes with about this share of the train frames.
-VAL_SHARE = 0.02
+
+
+def about(truth: str) -> dict[str, Any]:
+    """Return the facts for ``dataset.json``; ``truth`` is "filled" or "raw"."""
+    return {
+        "truth": truth,
+        "terms": "NYU Depth V2: research use; cite Silberman et al., ECCV 2012",
+        "camera": "Kinect v1 of NYU Depth V2",  # undistorted; the canonical camera
+    }
 
 
 def focal_px(width: int) -> float:
-    """Focal length in pixels of a whole frame scaled to ``width``."""
+    """Return the focal length in pixels of a whole frame that is ``width`` pixels wide."""
     return CANONICAL_FOCAL * width
 
 
 def inside(shape: tuple[int, ...]) -> tuple[slice, slice] | None:
-    """Rows and columns within the white border of a full frame; None for frames of another size."""
+    """Return the rows and columns inside the white border of a full frame, None for other sizes."""
     return INSIDE if shape[:2] == (480, 640) else None
 
 
 def scene(folder: str) -> str:
-    """The scene of a folder: ``basement_0001a``, ``basement_0001b`` and ``basement_0001a_out`` are one."""
+    """Return the scene of a folder: ``basement_0001a``, ``basement_0001b`` and ``basement_0001a_out`` are one."""
     return re.sub(r"(?<=\d)[a-z]$", "", folder.removesuffix("_out"))
-
-
-def key(path: str) -> str:
-    """A sample key from a relative path without its suffix."""
-    return path.strip("/").replace("\\", "/").replace("/", "-").replace(".", "_")

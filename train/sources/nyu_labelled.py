@@ -1,109 +1,98 @@
-"""The 1449 labelled frames: ``nyu_depth_v2_labeled.mat``, an HDF5 file with MATLAB's axes.
+"""The 1449 labelled frames of NYU Depth V2: ``nyu_depth_v2_labeled.mat``, an HDF5 file with MATLAB's axes.
 
-``images`` is (N, 3, W, H) uint8, ``depths`` (in-painted) and ``rawDepths`` (with holes) are (N, W, H) metres.
+``images`` is (N, 3, W, H) uint8; ``depths`` (in-painted) and ``rawDepths`` (with holes) are (N, W, H) metres.
 Source: Silberman et al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012.
 """
 
 import hashlib
 import json
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from train.sources.frames import Frame, FrameError, Item, Source, SourceError
-from train.sources.nyu import CAMERA, TERMS, focal_px, inside
+from depthzoo.errors import DatasetError
+from train.sources import nyu
+from train.sources.base import SPLITS, Frame, FrameError, Item, Source, argument
 
 VAL_FRAMES = 95
 ARRAYS = {"filled": "depths", "raw": "rawDepths"}
 
 
 def official_split(fold: int = 0) -> dict[str, list[int]]:
-    """0-based frame numbers of "train" and "val", together the official 795, and of "test" (654).
+    """Return the 0-based frame numbers of "train" and "val", together the official 795, and of "test" (654).
 
     Args:
-        fold: 0 is the committed validation split of 95 frames; 1 to 4 hold out 99 to 121 others, as whole runs
-            too, and the folds do not overlap.
+        fold: 0 is the committed validation split of 95 frames. 1 to 4 hold out 99 to 121 others, also as whole runs;
+            the folds do not overlap.
     """
     runs = json.loads(Path(__file__).with_name("nyu_split.json").read_text(encoding="utf-8"))
     if fold:
-        held_out, others = (
-            runs["val"],
-            sorted(runs["train"], key=lambda run: hashlib.sha256(b"%d" % run[0]).digest()),
-        )
+        first = runs["val"]
+        rest = sorted(runs["train"], key=lambda run: hashlib.sha256(b"%d" % run[0]).digest())
         for _ in range(fold):
-            rest, held = list(others), list[list[int]]()
-            while sum(last - first + 1 for first, last in held) < VAL_FRAMES:
-                held.append(rest.pop(0))
-            others = rest
-        runs |= {
-            "val": sorted(held),
-            "train": sorted([*held_out, *(r for r in runs["train"] if r not in held)]),
-        }
+            held_out = list[list[int]]()
+            while sum(end - start + 1 for start, end in held_out) < VAL_FRAMES:
+                held_out.append(rest.pop(0))
+        runs["val"] = sorted(held_out)
+        runs["train"] = sorted([*first, *(run for run in runs["train"] if run not in held_out)])
     return {
-        split: [frame for first, last in runs[split] for frame in range(first, last + 1)]
-        for split in ("train", "val", "test")
+        split: [frame for start, end in runs[split] for frame in range(start, end + 1)] for split in SPLITS
     }
 
 
+@dataclass
 class NyuLabelled(Source):
-    """The official ``.mat`` file. A file with the first frames only serves tests and trials.
-
-    Args:
-        path: of the file.
-        depth: "filled" or "raw" (holes are 0).
-        fold: which of the train frames are held out as "val", see :func:`official_split`.
-    """
+    """The official ``.mat`` file, or one with the first frames only."""
 
     name = "nyu-labelled"
+    help = "nyu_depth_v2_labeled.mat, 795 train and 654 test frames"
 
-    def __init__(self, path: Path, depth: str = "filled", fold: int = 0) -> None:
-        self.path, self.array, self.fold = path, ARRAYS[depth], fold
-        self.arguments = {"depth": depth} | ({"fold": fold} if fold else {})
-        self.about = {"truth": depth, "terms": TERMS, "camera": CAMERA}
+    path: Path = argument("nyu_depth_v2_labeled.mat", type=Path, metavar="PATH.mat")
+    depth: str = argument("in-painted or with holes (default: filled)", "filled", choices=tuple(ARRAYS))
+    fold: int = argument("another validation split of the train frames", 0, type=int, choices=range(5))
+
+    def about(self) -> dict[str, Any]:
+        return nyu.about(self.depth)
+
+    @cached_property
+    def _file(self) -> h5py.File:
+        # MATLAB's compressed chunks span dozens of frames: the cache has to hold a row of them.
+        return h5py.File(self.path, "r", rdcc_nbytes=256 << 20, rdcc_nslots=100_003)
 
     def items(self) -> list[Item]:
         if not self.path.is_file():
-            raise SourceError(f"{self.path}: no such file; expected nyu_depth_v2_labeled.mat")
+            raise DatasetError(f"{self.path}: no such file; expected nyu_depth_v2_labeled.mat")
+        array = ARRAYS[self.depth]
         try:
-            with self.open() as file:
-                for name in ("images", self.array):
-                    if name not in file:
-                        raise SourceError(
-                            f"{self.path}: has no array {name!r}; expected nyu_depth_v2_labeled.mat"
-                        )
-                images, depths = file["images"], file[self.array]
-                count = images.shape[0]
-                if images.shape != (count, 3, 640, 480) or depths.shape != (count, 640, 480):
-                    raise SourceError(
-                        f"{self.path}: images {images.shape} and {self.array} {depths.shape}; "
-                        "expected (N, 3, 640, 480), (N, 640, 480)"
-                    )
-                # The whole file would take seconds to read: its size and its ends tell files apart.
-                ends = b"".join(a[i].tobytes() for a in (images, depths) for i in (0, -1) if count)
+            with h5py.File(self.path, "r") as file:
+                shapes = {name: file[name].shape for name in ("images", array) if name in file}
         except OSError:
-            raise SourceError(f"{self.path}: not an HDF5 (MATLAB v7.3) file, or cut short") from None
-        stamp = f"{self.path.stat().st_size} {hashlib.sha256(ends).hexdigest()}"
+            raise DatasetError(f"{self.path}: not an HDF5 (MATLAB v7.3) file, or truncated") from None
+        for name in ("images", array):
+            if name not in shapes:
+                raise DatasetError(f"{self.path}: has no array {name!r}; expected nyu_depth_v2_labeled.mat")
+        count = shapes["images"][0]
+        if shapes["images"] != (count, 3, 640, 480) or shapes[array] != (count, 640, 480):
+            raise DatasetError(
+                f"{self.path}: images {shapes['images']} and {array} {shapes[array]}; "
+                "expected (N, 3, 640, 480), (N, 640, 480)"
+            )
         return [
-            Item(split, f"nyu-{number:04d}", number, stamp)
+            Item(split, f"nyu-{number:04d}", number)
             for split, numbers in official_split(self.fold).items()
             for number in numbers
             if number < count
         ]
 
-    def open(self) -> AbstractContextManager[h5py.File]:
-        # MATLAB's compressed chunks span dozens of frames: the cache has to hold a row of them.
-        file: AbstractContextManager[h5py.File] = h5py.File(
-            self.path, "r", rdcc_nbytes=256 << 20, rdcc_nslots=100_003
-        )
-        return file
-
-    def load(self, item: Item, handle: h5py.File) -> Frame:
+    def load(self, item: Item) -> Frame:
         try:
-            image = handle["images"][item.where].transpose(2, 1, 0)
-            metres = handle[self.array][item.where].T
+            image = self._file["images"][item.where].transpose(2, 1, 0)
+            metres = self._file[ARRAYS[self.depth]][item.where].T
         except OSError as error:
             raise FrameError(f"{self.path}: frame {item.where}: {error}") from None
-        image, focal = np.ascontiguousarray(image), focal_px(image.shape[1])
-        return Frame(item.split, item.key, image, metres, focal, inside=inside(image.shape))
+        image = np.ascontiguousarray(image)
+        return Frame(image, metres, nyu.focal_px(image.shape[1]), inside=nyu.inside(image.shape))
