@@ -124,7 +124,7 @@ def prepare(
         return {split: splits[split]["count"] for split in SPLITS if split in splits}, False
 
     partial = out.with_name(out.name + ".part")
-    progress = open_partial(partial, settings, source.repeatable and not overwrite)
+    progress = open_partial(partial, settings, source.repeatable, overwrite)
     try:
         for split in SPLITS:
             of_split = [item for item in items if item.split == split]
@@ -286,20 +286,25 @@ def differences(now: dict[str, Any], before: Any) -> str:
     return "; ".join(shown) or "other frames"
 
 
-def open_partial(partial: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Create ``DIR.part``, and return the progress of an interrupted conversion if it can be resumed."""
+def open_partial(
+    partial: Path, settings: dict[str, Any], repeatable: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Create ``DIR.part``, or return the progress of an interrupted conversion that can be resumed."""
     file = partial / PROGRESS
     if partial.exists():
         if not file.is_file() and any(partial.iterdir()):
             raise DatasetError(f"{partial} is not empty and is no unfinished data set; remove it first")
         progress: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if resume and progress.get("splits"):
+        if repeatable and progress.get("splits"):
             if progress["settings"] == settings:
                 count = sum(entry["count"] for entry in progress["splits"].values())
                 print(f"{partial} has {count} frames of an interrupted conversion; resuming", file=sys.stderr)
                 return progress
-            changed = differences(settings, progress["settings"])
-            raise DatasetError(f"{partial} is unfinished and was made with {changed}; --overwrite drops it")
+            if not overwrite:
+                changed = differences(settings, progress["settings"])
+                raise DatasetError(
+                    f"{partial} is unfinished and was made with {changed}; --overwrite drops it"
+                )
         print(f"{partial} is of an interrupted conversion; starting again", file=sys.stderr)
         shutil.rmtree(partial)
     partial.mkdir(parents=True)

@@ -92,10 +92,3 @@ def render(seed: int, size: tuple[int, int] = (480, 640), varied: bool = False) 
         depth[1::2, 1::2].numpy().copy(),
         Camera(focal, pose.pitch, pose.roll, pose.position[2]),
     )
-
-
-def rooms(
-    count: int, size: tuple[int, int] = (480, 640), seed: int = 0, varied: bool = False
-) -> Iterator[Room]:
-    """Render the rooms of `count` consecutive seeds, the first being `seed`."""
-    return (render(seed + k, size, varied) for k in range(count))

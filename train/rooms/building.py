@@ -7,7 +7,31 @@ import numpy as np
 
 from train.rooms.fittings import FITTINGS, door_frame, window
 from train.rooms.furniture import FURNITURE
-from train.rooms.pieces import PAINTS, WOODS, Generator, Material, Part, Piece, jitter, pick, timber
+from train.rooms.pieces import (
+    PAINTS,
+    WOODS,
+    Colour,
+    Generator,
+    Material,
+    Part,
+    Piece,
+    jitter,
+    pick,
+    plain,
+    timber,
+)
+
+PALE: list[Colour] = [
+    (0.90, 0.88, 0.83), (0.86, 0.82, 0.73), (0.80, 0.80, 0.80), (0.93, 0.92, 0.90), (0.78, 0.72, 0.62),
+]  # fmt: skip
+TINTS: list[Colour] = [
+    (0.66, 0.74, 0.80), (0.70, 0.76, 0.64), (0.88, 0.80, 0.56), (0.66, 0.44, 0.36), (0.45, 0.55, 0.62),
+    (0.80, 0.70, 0.66),
+]  # fmt: skip
+TILES: list[Colour] = [(0.72, 0.66, 0.56), (0.8, 0.78, 0.74), (0.5, 0.44, 0.38), (0.62, 0.4, 0.28)]
+CARPETS: list[Colour] = [
+    (0.66, 0.6, 0.5), (0.55, 0.52, 0.5), (0.4, 0.4, 0.44), (0.72, 0.66, 0.58), (0.35, 0.38, 0.36),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,12 +59,10 @@ class Building:
         self.g = g
         self.kind = kind
         self.view = view
-        small = self.kind == "bathroom"
-        self.x, self.y = (
-            (g.uniform(2.2, 3.4), g.uniform(2.2, 3.2))
-            if small
-            else (g.uniform(3.2, 7.4), g.uniform(2.8, 5.8))
-        )
+        if self.kind == "bathroom":
+            self.x, self.y = g.uniform(2.2, 3.4), g.uniform(2.2, 3.2)
+        else:
+            self.x, self.y = g.uniform(3.2, 7.4), g.uniform(2.8, 5.8)
         self.z = g.uniform(2.35, 2.9)
         if view is not None:
             self._fit(view)
@@ -76,12 +98,8 @@ class Building:
         c, s = cos(yaw), sin(yaw)
         for part in piece.parts:
             px, py, pz = part.centre
-            self.parts.append(
-                (
-                    number,
-                    part._replace(centre=(x + c * px - s * py, y + s * px + c * py, pz), yaw=part.yaw + yaw),
-                )
-            )
+            centre = (x + c * px - s * py, y + s * px + c * py, pz)
+            self.parts.append((number, part._replace(centre=centre, yaw=part.yaw + yaw)))
 
     def try_put(self, piece: Piece, x: float, y: float, yaw: float, margin: float = 0.0) -> bool:
         """Put the piece if its footprint is free and inside the room."""
@@ -100,95 +118,41 @@ class Building:
 
     def build(self) -> None:
         g = self.g
-        pale = [
-            (0.90, 0.88, 0.83),
-            (0.86, 0.82, 0.73),
-            (0.80, 0.80, 0.80),
-            (0.93, 0.92, 0.90),
-            (0.78, 0.72, 0.62),
-        ]
-        tint = [
-            (0.66, 0.74, 0.80),
-            (0.70, 0.76, 0.64),
-            (0.88, 0.80, 0.56),
-            (0.66, 0.44, 0.36),
-            (0.45, 0.55, 0.62),
-            (0.80, 0.70, 0.66),
-        ]
-        paint = jitter(g, pick(g, pale * 4 + tint), 0.03)
-        wall = Material(
-            g.choice(["plain"] * 6 + ["stripes", "spots"]), paint, jitter(g, paint, 0.04), g.uniform(0.1, 0.4)
-        )
+        paint = jitter(g, pick(g, PALE * 4 + TINTS), 0.03)
+        kind, second = g.choice(["plain"] * 6 + ["stripes", "spots"]), jitter(g, paint, 0.04)
+        wall = Material(kind, paint, second, g.uniform(0.1, 0.4))
         if self.kind == "bathroom" or (self.kind == "kitchen" and g.uniform() < 0.2):
-            wall = wall._replace(
-                texture="tiles", scale=g.uniform(0.1, 0.25), second=(0.6, 0.6, 0.58), gloss=0.4
-            )
+            scale = g.uniform(0.1, 0.25)
+            wall = wall._replace(texture="tiles", scale=scale, second=(0.6, 0.6, 0.58), gloss=0.4)
         other = wall
         if g.uniform() < 0.2:
-            other = Material(
-                g.choice(["plain", "brick", "wood"]),
-                jitter(g, pick(g, tint + WOODS)),
-                (0.6, 0.57, 0.52),
-                g.uniform(0.06, 0.1),
-            )
-        trim = (
-            Material("plain", jitter(g, pick(g, PAINTS[:2])), (0, 0, 0), gloss=0.2)
-            if g.uniform() < 0.7
-            else timber(g)
-        )
-        self._floor()
-        ceiling, margin = Piece(), 4 if self.view is None else 8
-        ceiling.box(
-            -margin,
-            self.x + margin,
-            -margin,
-            self.y + margin,
-            self.z,
-            self.z + 0.2,
-            Material("plain", jitter(g, (0.9, 0.89, 0.87), 0.03), (0, 0, 0)),
-        )
-        self.put(ceiling, 0, 0, 0, 0)
+            kind, first = g.choice(["plain", "brick", "wood"]), jitter(g, pick(g, TINTS + WOODS))
+            other = Material(kind, first, (0.6, 0.57, 0.52), g.uniform(0.06, 0.1))
+        trim = plain(jitter(g, pick(g, PAINTS[:2])), 0.2) if g.uniform() < 0.7 else timber(g)
+        self._slab(-0.2, 0, self._floor())
+        self._slab(self.z, self.z + 0.2, plain(jitter(g, (0.9, 0.89, 0.87), 0.03)))
         opened = int(g.integers(4)) if g.uniform() < (0.45 if self.view is None else 0.6) else -1
         for k in range(4):
             self._wall(k, wall if k else other, trim, k == opened)
 
-    def _floor(self) -> None:
-        g, floor = self.g, Piece()
+    def _slab(self, z0: float, z1: float, m: Material) -> None:
+        """Floor or ceiling, which reach under the further rooms too."""
+        piece, margin = Piece(), 4 if self.view is None else 8
+        piece.box(-margin, self.x + margin, -margin, self.y + margin, z0, z1, m)
+        self.put(piece, 0, 0, 0, 0)
+
+    def _floor(self) -> Material:
+        g = self.g
         kind = g.uniform()
         if (self.kind in ("kitchen", "bathroom") and kind < 0.6) or kind > 0.88:
-            tone = jitter(
-                g, pick(g, [(0.72, 0.66, 0.56), (0.8, 0.78, 0.74), (0.5, 0.44, 0.38), (0.62, 0.4, 0.28)])
-            )
-            m = Material(
-                "tiles", tone, jitter(g, (0.5, 0.47, 0.42)), g.uniform(0.2, 0.5), g.uniform(0.1, 0.6)
-            )
-        elif kind < 0.5:
+            tone, grout = jitter(g, pick(g, TILES)), jitter(g, (0.5, 0.47, 0.42))
+            return Material("tiles", tone, grout, g.uniform(0.2, 0.5), g.uniform(0.1, 0.6))
+        if kind < 0.5:
             tone = jitter(g, pick(g, WOODS))
-            m = Material(
-                "planks",
-                tone,
-                (tone[0] * 0.7, tone[1] * 0.66, tone[2] * 0.62),
-                g.uniform(0.06, 0.16),
-                g.uniform(0.1, 0.6),
-            )
-        else:
-            tone = jitter(
-                g,
-                pick(
-                    g,
-                    [
-                        (0.66, 0.6, 0.5),
-                        (0.55, 0.52, 0.5),
-                        (0.4, 0.4, 0.44),
-                        (0.72, 0.66, 0.58),
-                        (0.35, 0.38, 0.36),
-                    ],
-                ),
-            )
-            m = Material("carpet", tone, jitter(g, tone, 0.06))
-        margin = 4 if self.view is None else 8
-        floor.box(-margin, self.x + margin, -margin, self.y + margin, -0.2, 0, m)
-        self.put(floor, 0, 0, 0, 0)
+            dark = (tone[0] * 0.7, tone[1] * 0.66, tone[2] * 0.62)
+            return Material("planks", tone, dark, g.uniform(0.06, 0.16), g.uniform(0.1, 0.6))
+        tone = jitter(g, pick(g, CARPETS))
+        return Material("carpet", tone, jitter(g, tone, 0.06))
 
     def _wall(self, k: int, m: Material, trim: Material, opened: bool) -> None:
         g, length, thick = self.g, self.wall_length(k), 0.12
@@ -214,15 +178,8 @@ class Building:
             if x1 - x0 > 0.1:
                 pieces.box(x0, x1, 0, 0.015, 0, skirt, trim)
                 if rail:
-                    pieces.box(
-                        x0,
-                        x1,
-                        0,
-                        0.01,
-                        skirt,
-                        0.9,
-                        trim._replace(texture="panels", second=trim.first, scale=0.7),
-                    )
+                    panels = trim._replace(texture="panels", second=trim.first, scale=0.7)
+                    pieces.box(x0, x1, 0, 0.01, skirt, 0.9, panels)
                     pieces.box(x0, x1, 0, 0.03, 0.9, 0.95, trim)
         x, y, yaw = self.on_wall(k, 0)
         self.put(pieces, x, y, yaw, 0)
@@ -237,7 +194,7 @@ class Building:
         x0, x1, deep = hole[0] - g.uniform(0.2, 1.6), hole[1] + g.uniform(0.2, 1.6), g.uniform(1.0, 3.0)
         if self.view is not None and g.uniform() < 0.6:
             deep = g.uniform(3.0, 7.0)
-        m = Material("plain", jitter(g, (0.82, 0.79, 0.72), 0.08), (0, 0, 0))
+        m = plain(jitter(g, (0.82, 0.79, 0.72), 0.08))
         p.box(x0 - 0.1, x1 + 0.1, -deep - 0.1 - thick, -deep - thick, 0, self.z, m)
         p.box(x0 - 0.1, x0, -deep - thick, -thick, 0, self.z, m)
         p.box(x1, x1 + 0.1, -deep - thick, -thick, 0, self.z, m)
@@ -245,11 +202,8 @@ class Building:
         (FURNITURE | FITTINGS)[str(name)](piece, g)
         if deep > 1.4:
             for part in piece.parts:
-                moved = (
-                    part.centre[0] + (hole[0] + hole[1]) / 2,
-                    part.centre[1] - deep - thick,
-                    part.centre[2],
-                )
+                x, y, z = part.centre
+                moved = (x + (hole[0] + hole[1]) / 2, y - deep - thick, z)
                 p.parts.append(part._replace(centre=moved))
         ox, oy, yaw = self.on_wall(k, 0)
         c, s = cos(yaw), sin(yaw)
@@ -257,8 +211,8 @@ class Building:
             self.corners.append((ox + c * a + s * (deep + thick), oy + s * a - c * (deep + thick)))
         a, b = (hole[0] + hole[1]) / 2, -thick - deep / 2
         power = float(np.exp(g.normal(0.4, 0.7)))
-        self.lights.append(Light((ox + c * a - s * b, oy + s * a + c * b, self.z - 0.2), (0, 0, -1),
-                                 (power, power * 0.9, power * 0.75), 0.5, 0.0))  # fmt: skip
+        place = (ox + c * a - s * b, oy + s * a + c * b, self.z - 0.2)
+        self.lights.append(Light(place, (0, 0, -1), (power, power * 0.9, power * 0.75), 0.5, 0.0))
 
     def _hang(self, k: int, hole: tuple[float, float] | None) -> None:
         """Windows, doors, pictures and the like, side by side along a wall."""
@@ -273,15 +227,14 @@ class Building:
                 FITTINGS[names[int(g.integers(len(names)))]](piece, g)
             left, right, _, _ = piece.bounds()
             span = (s, s + right - left)
-            if span[1] < length - 0.1 and not (
-                hole and span[0] < hole[1] + 0.15 and hole[0] - 0.15 < span[1]
-            ):
+            in_hole = hole is not None and span[0] < hole[1] + 0.15 and hole[0] - 0.15 < span[1]
+            if span[1] < length - 0.1 and not in_hole:
                 x, y, yaw = self.on_wall(k, s - left)
                 self.put(piece, x, y, yaw)
                 if kind < 0.3 and self.day:
                     c, sn = cos(yaw), sin(yaw)
                     power = g.uniform(1.5, 5.0)
-                    out = (-sn * 0.3 + c * (right - left) / 2 * 0, c * 0.3)
-                    self.lights.append(Light((x + out[0], y + out[1], 1.6), (-sn * 0.97, c * 0.97, -0.24),
-                                             (power, power * 1.03, power * 1.1), 1.0, 2.2))  # fmt: skip
+                    colour = (power, power * 1.03, power * 1.1)
+                    place, forward = (x - sn * 0.3, y + c * 0.3, 1.6), (-sn * 0.97, c * 0.97, -0.24)
+                    self.lights.append(Light(place, forward, colour, 1.0, 2.2))
             s = span[1] + g.uniform(0.15, 1.2)

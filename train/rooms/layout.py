@@ -7,48 +7,24 @@ import numpy as np
 from train.rooms.appliances import APPLIANCES
 from train.rooms.building import Building, Light
 from train.rooms.furniture import FURNITURE
-from train.rooms.pieces import Generator, Material, Piece, cloth, pick
+from train.rooms.pieces import Generator, Piece, cloth, pick, plain
 
 STOCK = FURNITURE | APPLIANCES
+# What stands along the walls, by kind of room.
 ALONG: dict[str, list[str]] = {
-    "bedroom": [
-        "nightstand",
-        "cabinet",
-        "wardrobe",
-        "bookshelf",
-        "desk",
-        "chair",
-        "armchair",
-        "bin",
-        "pile",
-        "pile",
-        "plant",
-    ],
-    "living": [
-        "sofa",
-        "armchair",
-        "television",
-        "bookshelf",
-        "cabinet",
-        "plant",
-        "floor_lamp",
-        "table",
-        "pile",
-    ],
-    "kitchen": ["counter", "counter", "fridge", "cabinet", "bin", "table", "pile"],
-    "office": ["desk", "desk", "bookshelf", "cabinet", "bin", "pile", "plant", "office_chair", "table"],
-    "dining": ["cabinet", "bookshelf", "armchair", "plant", "chair", "floor_lamp", "counter"],
-    "bathroom": ["basin", "toilet", "tub", "bin", "cabinet"],
-    "store": ["bookshelf", "wardrobe", "cabinet", "table", "pile", "pile", "sofa", "desk", "bed", "bin"],
+    kind: names.split()
+    for kind, names in {
+        "bedroom": "nightstand cabinet wardrobe bookshelf desk chair armchair bin pile pile plant",
+        "living": "sofa armchair television bookshelf cabinet plant floor_lamp table pile",
+        "kitchen": "counter counter fridge cabinet bin table pile",
+        "office": "desk desk bookshelf cabinet bin pile plant office_chair table",
+        "dining": "cabinet bookshelf armchair plant chair floor_lamp counter",
+        "bathroom": "basin toilet tub bin cabinet",
+        "store": "bookshelf wardrobe cabinet table pile pile sofa desk bed bin",
+    }.items()
 }
 CORRIDOR = ["bookshelf", "chair", "bin", "pile", "plant"]
-FIRST: dict[str, str] = {
-    "bedroom": "bed",
-    "living": "sofa",
-    "kitchen": "counter",
-    "office": "desk",
-    "bathroom": "basin",
-}
+FIRST = {"bedroom": "bed", "living": "sofa", "kitchen": "counter", "office": "desk", "bathroom": "basin"}
 MIDDLE: dict[str, list[str]] = {
     "bedroom": ["pile", "office_chair", "coffee_table"],
     "living": ["coffee_table", "coffee_table", "armchair", "table"],
@@ -93,10 +69,8 @@ class Layout(Building):
                     if name == "desk" and g.uniform() < 0.7:
                         seat = Piece()
                         FURNITURE["office_chair"](seat, g)
-                        off = g.uniform(1.0, 1.25)
-                        self.try_put(
-                            seat, x - sin(yaw) * off, y + cos(yaw) * off, yaw + pi + g.normal(0, 0.6)
-                        )
+                        off, turn = g.uniform(1.0, 1.25), yaw + pi + g.normal(0, 0.6)
+                        self.try_put(seat, x - sin(yaw) * off, y + cos(yaw) * off, turn)
                 else:
                     s += 0.25
                 s += g.exponential(0.15)
@@ -105,15 +79,8 @@ class Layout(Building):
             self._middle(MIDDLE[self.kind])
         if g.uniform() < 0.4:
             rug, w, d = Piece(), g.uniform(0.6, 1.4), g.uniform(0.5, 1.0)
-            rug.box(
-                -w,
-                w,
-                -d,
-                d,
-                0,
-                0.012,
-                cloth(g)._replace(texture=g.choice(["rug", "carpet", "stripes", "spots"])),
-            )
+            m = cloth(g)._replace(texture=g.choice(["rug", "carpet", "stripes", "spots"]))
+            rug.box(-w, w, -d, d, 0, 0.012, m)
             self.put(rug, self.x * g.uniform(0.35, 0.65), self.y * g.uniform(0.35, 0.65), g.normal(0, 0.15))
         self._ceiling_lights()
 
@@ -126,27 +93,21 @@ class Layout(Building):
         if not self.try_put(piece, x, y, yaw, 0.1) or name != "table":
             return
         left, right, back, front = piece.bounds()
-        for side, (a, b, turn) in enumerate(
-            [
-                (0.0, back - 0.25, 0.0),
-                (0.0, front + 0.25, pi),
-                (left - 0.25, (back + front) / 2, -pi / 2),
-                (right + 0.25, (back + front) / 2, pi / 2),
-            ]
-        ):
+        sides = [
+            (0.0, back - 0.25, 0.0),
+            (0.0, front + 0.25, pi),
+            (left - 0.25, (back + front) / 2, -pi / 2),
+            (right + 0.25, (back + front) / 2, pi / 2),
+        ]
+        for side, (a, b, turn) in enumerate(sides):
             for shift in (-0.35, 0.35) if side < 2 and right - left > 1.3 else (0.0,):
                 if g.uniform() < 0.65:
                     seat = Piece()
-                    FURNITURE["chair"](
-                        seat, np.random.default_rng(int(1000 * (x + y)))
-                    )  # the chairs of a table are alike
+                    # The chairs of a table are alike.
+                    FURNITURE["chair"](seat, np.random.default_rng(int(1000 * (x + y))))
                     a2 = a + shift + g.normal(0, 0.05)
-                    self.put(
-                        seat,
-                        x + cos(yaw) * a2 - sin(yaw) * b,
-                        y + sin(yaw) * a2 + cos(yaw) * b,
-                        yaw + turn + g.normal(0, 0.15),
-                    )
+                    at = x + cos(yaw) * a2 - sin(yaw) * b, y + sin(yaw) * a2 + cos(yaw) * b
+                    self.put(seat, *at, yaw + turn + g.normal(0, 0.15))
 
     def _ceiling_lights(self) -> None:
         g = self.g
@@ -159,18 +120,15 @@ class Layout(Building):
             edge = 0.3 if not many else 0.12
             x, y = self.x * g.uniform(edge, 1 - edge), self.y * g.uniform(edge, 1 - edge)
             piece = Piece()
-            glow = Material("plain", (1, 0.97, 0.9), (1, 1, 1), glow=8.0 if lit else 0.0)
+            glow = plain((1, 0.97, 0.9), glow=8.0 if lit else 0.0)
             drop = 0.08 if tubes else g.choice([0.1, 0.25, 0.6])
             if tubes:
                 piece.box(-0.6, 0.6, -0.15, 0.15, self.z - 0.05, self.z, glow)
             else:
-                piece.can(0, 0, self.z - drop, self.z, 0.01, Material("plain", (0.2, 0.2, 0.2), (0, 0, 0)))
-                piece.can(
-                    0, 0, self.z - drop - 0.08, self.z - drop, g.uniform(0.12, 0.22), glow, -g.uniform(0, 0.5)
-                )
+                piece.can(0, 0, self.z - drop, self.z, 0.01, plain((0.2, 0.2, 0.2)))
+                radius, taper = g.uniform(0.12, 0.22), -g.uniform(0, 0.5)
+                piece.can(0, 0, self.z - drop - 0.08, self.z - drop, radius, glow, taper)
             self.put(piece, x, y, g.choice([0, pi / 2]))
             if lit:
-                power = g.uniform(2.0, 5.0) * colour
-                self.lights.append(
-                    Light((x, y, self.z - drop - 0.12), (0, 0, -1), tuple(power.tolist()), 0.4, 3.5)
-                )
+                power = tuple((g.uniform(2.0, 5.0) * colour).tolist())
+                self.lights.append(Light((x, y, self.z - drop - 0.12), (0, 0, -1), power, 0.4, 3.5))
