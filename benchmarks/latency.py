@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -211,6 +212,7 @@ def run(args: argparse.Namespace) -> int:
     # One compiled forward per network and size, and cold starts that are cold.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     torch._inductor.config.force_disable_caches = True
+    warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
     start, peak = records.provenance(args.device), measure_peak(args.device)
     for size in args.sizes:
         for batch in args.batches:
