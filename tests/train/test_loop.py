@@ -22,6 +22,7 @@ from depthzoo.weights import read_metadata
 from train.checkpoint import Checkpoint, load_checkpoint, same, save_checkpoint
 from train.config import TrainConfig, load_recipe
 from train.data import Sources
+from train.log import Log
 from train.loop import Run, RunOptions
 from train.optim import learning_rate
 from train.precision import usable_precision
@@ -216,6 +217,18 @@ def test_the_average_follows_quickly_at_first(make_run: MakeRun) -> None:
         run.step()
         assert (weight - before).abs().max() > 1e-3
         torch.testing.assert_close(average.detach(), (decay * before + (1 - decay) * weight).detach())
+
+
+def test_validation_uses_running_statistics_and_keeps_them(make_run: MakeRun) -> None:
+    run = make_run(ema=0.0, size=(64, 64))
+    run.step()
+    before, modes = states(run.model), []
+    hook = run.model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    with Log(run.out, 1, 2) as log:
+        run.validate(log, 0.0)
+    hook.remove()
+    assert modes and not any(modes)
+    assert same(before, states(run.model)) and run.model.training
 
 
 def test_calibrated_statistics_are_the_mean_of_the_last_batches(make_run: MakeRun) -> None:
