@@ -38,7 +38,7 @@ class Pseudo(Source):
     pictures: list[Path] = argument("tars and folders", type=Path, nargs="+", metavar="TAR|DIR")
     teacher: str = argument("trained model", required=True, metavar="NAME|RUN|FILE.safetensors")
     weights: str = argument("tag, if the teacher is a NAME", "DEFAULT", metavar="TAG")
-    size: tuple[int, int] = argument(
+    size: Any = argument(
         "of the stored frames (default: the teacher's working size)", None, type=parse_size, metavar="HxW"
     )
     flip: bool = argument("average with the depth of the mirrored picture", True)
@@ -72,7 +72,7 @@ class Pseudo(Source):
             "pictures_from": [path.name for path in self.pictures],
             "teacher": self._card,
             "terms": f"pictures: {self.terms}; depth by a teacher trained on data with these terms: "
-            + self._card["terms"],
+            f"{self._card['terms']}",
         }
 
     def settings(self) -> dict[str, Any]:
