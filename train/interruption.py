@@ -31,3 +31,8 @@ class Interruption:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the main process (for a ``DataLoader``)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

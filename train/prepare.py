@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -34,6 +33,7 @@ from depthzoo.files import write_json
 from train.arguments import command, parse_size
 from train.contact_sheet import write_sheet
 from train.encoding import Sample, encode, unit_problem
+from train.interruption import ignore_interrupt
 from train.shards import ShardWriter, read_dataset, write_dataset
 from train.sources.base import SPLITS, FrameError, Item, Source
 from train.sources.nyu_50k import Nyu50k
@@ -68,11 +68,6 @@ class Samples(Dataset[Sample | str]):
             return encode(self.source, item, self.size)
         except (FrameError, OSError) as error:
             return f"{item.split} sample {item.key!r}: {error}"
-
-
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal, to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def prepare(

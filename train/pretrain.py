@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +35,7 @@ from depthzoo.weights import HEADER_KEY
 from train.arguments import add_settings, command
 from train.cards import commit, versions
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.interruption import Interruption
+from train.interruption import Interruption, ignore_interrupt
 from train.pictures import Picture, find_pictures, fingerprint
 from train.precision import report_precision, usable_precision
 
@@ -106,91 +105,76 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-class View(NamedTuple):
-    """A picture for the network, or the reason that it cannot be read."""
-
-    image: Tensor  # (3, S, S) uint8
-    label: int
-    name: str
-    problem: str
-
-
 class Batch(NamedTuple):
     """Pictures for the network; those that cannot be read are missing and named."""
 
     image: Tensor  # (N, 3, S, S) uint8
-    label: Tensor  # (N,) int64
+    label: Tensor  # (N,) int64, index of the kind
     unreadable: dict[str, str]
 
 
-class Views(Dataset[View]):
-    """Pictures by position in an endless sequence of shuffled epochs.
+class Batches(Dataset[Batch]):
+    """The batch of each step of an endless sequence of shuffled epochs.
 
     Order and augmentation are functions of (seed, epoch, picture), so that a resumed run continues exactly.
 
     Args:
         pictures: the pictures.
-        labels: index of each picture's kind.
+        kinds: names of the kinds.
         transform: uint8 (3, h, w) to (3, S, S).
-        seed: if None, the order is kept.
+        batch_size: pictures per step.
+        seed: if None, the pictures keep their order and there is one epoch.
     """
 
     def __init__(
         self,
         pictures: Sequence[Picture],
-        labels: Sequence[int],
+        kinds: list[str],
         transform: Callable[[Tensor], Tensor],
-        seed: int | None,
+        batch_size: int,
+        seed: int | None = None,
     ) -> None:
-        self.pictures, self.labels, self.transform, self.seed = pictures, labels, transform, seed
+        self.pictures, self.kinds, self.transform = pictures, kinds, transform
+        self.batch_size, self.seed = batch_size, seed
+        self.epoch_steps = max(1, math.ceil(len(pictures) / batch_size))
 
-    def __len__(self) -> int:
-        return len(self.pictures)
+    def __getitem__(self, step: int) -> Batch:
+        images, labels, unreadable = list[Tensor](), list[int](), dict[str, str]()
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = divmod(position, len(self.pictures))
+            if self.seed is None and epoch:
+                break
+            if self.seed is not None:
+                index = int(shuffled(self.seed, epoch, len(self.pictures))[index])
+            picture = self.pictures[index]
+            try:
+                image = torch.from_numpy(picture.read()).permute(2, 0, 1)
+            except DatasetError as error:
+                unreadable[str(picture)] = str(error)
+                continue
+            seed = np.random.SeedSequence((self.seed or 0, epoch, index)).generate_state(1, np.uint64)[0]
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(seed))
+                images.append(self.transform(image))
+            labels.append(self.kinds.index(picture.kind))
+        return Batch(torch.stack(images) if images else torch.empty(0), torch.tensor(labels), unreadable)
 
-    def __getitem__(self, position: int) -> View:
-        epoch, index = divmod(position, len(self.pictures))
-        if self.seed is not None:
-            index = int(shuffled(self.seed, epoch, len(self.pictures))[index])
-        picture = self.pictures[index]
-        try:
-            image = torch.from_numpy(picture.read()).permute(2, 0, 1)
-        except DatasetError as error:
-            return View(torch.empty(0), 0, str(picture), str(error))
-        seed = np.random.SeedSequence((self.seed or 0, epoch, index)).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
-            return View(self.transform(image).contiguous(), self.labels[index], str(picture), "")
+    def steps(self, first: int, last: int, workers: int) -> Iterator[Batch]:
+        """Yield the batches of the steps from ``first`` to before ``last``."""
+        steps, generator = range(first, last), torch.Generator()  # otherwise it draws from the global one
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            worker_init_fn=ignore_interrupt,
+            generator=generator,
+        )
+        return iter(loader)
 
 
 def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def collate(views: list[View]) -> Batch:
-    good = [view for view in views if not view.problem]
-    image = torch.stack([view.image for view in good]) if good else torch.empty(0)
-    unreadable = {view.name: view.problem for view in views if view.problem}
-    return Batch(image, torch.tensor([view.label for view in good]), unreadable)
-
-
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal, to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def batches(views: Views, start: int, stop: int, batch_size: int, workers: int) -> Iterator[Batch]:
-    """Yield the pictures at the positions from ``start`` to ``stop``."""
-    return iter(
-        DataLoader(
-            views,
-            batch_size,
-            sampler=range(start, stop),
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=ignore_interrupt,
-            generator=torch.Generator(),  # otherwise it draws from the global one
-        )
-    )
 
 
 def learning_rate(config: PretrainConfig, step: int, total: int) -> float:
@@ -199,23 +183,6 @@ def learning_rate(config: PretrainConfig, step: int, total: int) -> float:
     if step < rise:
         return config.lr * (step + 1) / rise
     return config.lr * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))) / 2
-
-
-def make_optimizer(classifier: Classifier, config: PretrainConfig) -> torch.optim.Optimizer:
-    parameters = list(classifier.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def write_encoder(model: DepthModel, path: Path, card: dict[str, Any]) -> None:
-    """Write the backbone's tensors in full precision, under its own names."""
-    body: Any = model.encoder.body
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(state, {HEADER_KEY: json.dumps(card, sort_keys=True)}))
 
 
 def pretrain(
@@ -275,20 +242,20 @@ def pretrain(
     )
     middle = v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
 
-    def views(indices: np.ndarray, transform: Callable[[Tensor], Tensor], seed: int | None) -> Views:
-        chosen = [pictures[i] for i in sorted(indices)]
-        return Views(chosen, [kinds.index(picture.kind) for picture in chosen], transform, seed)
-
-    train, held_out = views(order[count:], augment, config.seed), views(order[:count], middle, None)
-    per_epoch = max(1, math.ceil(len(train) / config.batch_size))
-    total = config.epochs * per_epoch
+    held_out, train = ([pictures[i] for i in sorted(part)] for part in (order[:count], order[count:]))
+    training = Batches(train, kinds, augment, config.batch_size, config.seed)
+    measuring = Batches(held_out, kinds, middle, config.batch_size)
+    total = config.epochs * training.epoch_steps
     last_step = min(total, max_steps) if max_steps else total
 
     torch.manual_seed(config.seed)
     model = create_model(config.model, weights=None)
     classifier = Classifier(model, len(kinds))
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(classifier, config)
+    decayed = [p for p in classifier.parameters() if p.ndim > 1]
+    others = [p for p in classifier.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     state: dict[str, Any] = {
         "step": 0,
         "history": [],
@@ -329,7 +296,7 @@ def pretrain(
     def accuracy() -> float:
         classifier.eval()
         right = seen = 0
-        for batch in batches(held_out, 0, len(held_out), config.batch_size, workers):
+        for batch in measuring.steps(0, measuring.epoch_steps, workers):
             image, label = on_device(batch)
             with autocast:
                 right += int((classifier(image).argmax(1) == label).sum())
@@ -359,19 +326,22 @@ def pretrain(
             "commit": commit(),
             "versions": versions(),
         }
-        write_encoder(model, out / "encoder.safetensors", card)
+        body: Any = model.encoder.body  # under the backbone's own names
+        encoder = {key: value.detach().cpu().contiguous() for key, value in body.state_dict().items()}
+        with atomic_write(out / "encoder.safetensors") as temporary:
+            header = {HEADER_KEY: json.dumps(card, sort_keys=True)}
+            temporary.write_bytes(safetensors.torch.save(encoder, header))
         write_json(
             out / "metrics.json", {**state, **summary, "kinds": kinds, "skipped": sorted(state["skipped"])}
         )
 
     classifier.train()
     interruption, first, losses, started = Interruption(), state["step"], list[float](), time.monotonic()
-    start, stop = first * config.batch_size, last_step * config.batch_size
     with (
         interruption.watched(),
         tqdm(total=last_step, initial=first, unit="step", disable=None) as bar,
     ):
-        for batch in batches(train, start, stop, config.batch_size, workers):
+        for batch in training.steps(first, last_step, workers):
             image, label = on_device(batch)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, state["step"], total)
@@ -389,9 +359,9 @@ def pretrain(
             speed = (state["step"] - first) * config.batch_size / (time.monotonic() - started)
             bar.update()
             bar.set_postfix_str(f"loss {mean:.3f}, {speed:.1f} images/s", refresh=False)
-            epoch_ends = state["step"] % per_epoch == 0 or state["step"] == last_step
+            epoch_ends = state["step"] % training.epoch_steps == 0 or state["step"] == last_step
             if epoch_ends:
-                row = {"step": state["step"], "epoch": state["step"] / per_epoch, "loss": mean}
+                row = {"step": state["step"], "epoch": state["step"] / training.epoch_steps, "loss": mean}
                 state["history"].append({**row, "images_per_s": speed, "held_out_accuracy": accuracy()})
                 losses.clear()
                 bar.write(", ".join(f"{key} {value:.4g}" for key, value in state["history"][-1].items()))
