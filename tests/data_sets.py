@@ -10,7 +10,7 @@ from train.shards import ShardWriter, write_dataset
 
 
 def write_random_frames(out: Path, size: tuple[int, int], counts: dict[str, int]) -> Path:
-    """Write a data set of random images with a box before a ramp of depth, valid everywhere, of the canonical camera."""
+    """Write a data set of random images, with a box before a ramp of depth, of the canonical camera."""
     random, splits = np.random.default_rng(0), {}
     height, width = size
     for split, count in counts.items():
