@@ -124,7 +124,10 @@ def test_ply_of_the_kinect_by_default(tmp_path: Path, shape: tuple[int, int]) ->
 
 
 def test_ply_of_a_large_picture_is_written_in_strips(tmp_path: Path) -> None:
-    depth = np.arange(1100 * 1000, dtype=np.float32).reshape(1100, 1000)
-    Prediction(depth, np.zeros((1100, 1000, 3), np.uint8)).save_ply(tmp_path / "a.ply")
+    depth = np.arange(1, 1100 * 1000 + 1, dtype=np.float32).reshape(1100, 1000)
+    Prediction(depth, np.zeros((1100, 1000, 3), np.uint8), focal_px=1000).save_ply(tmp_path / "a.ply")
     _, points = parse_ply(tmp_path / "a.ply")
     np.testing.assert_array_equal(points["z"], depth.ravel())
+    rows, columns = np.mgrid[:1100, :1000]
+    np.testing.assert_allclose(points["x"] / points["z"], (columns.ravel() - 499.5) / 1000, atol=1e-6)
+    np.testing.assert_allclose(points["y"] / points["z"], (rows.ravel() - 549.5) / 1000, atol=1e-6)
