@@ -36,7 +36,7 @@ from benchmarks.backends import (
 from benchmarks.peers import PEERS, build_peer
 from benchmarks.roofline import Peak, count_cost, measure_peak
 from depthzoo.errors import suggest
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train import records
 from train.arguments import command, parse_size
 from train.records import RESULTS, Row

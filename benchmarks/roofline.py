@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import depthzoo
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train.arguments import command, parse_size
 
 # Sides of the matrices and bytes of the copy. On a GPU, enough to fill it and its caches.

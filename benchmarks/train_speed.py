@@ -35,7 +35,7 @@ from torchvision.transforms.functional import to_tensor
 
 import depthzoo
 from benchmarks.latency import interleave
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train import records
 from train.arguments import command, parse_size
 from train.config import load_recipe

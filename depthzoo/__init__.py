@@ -15,7 +15,7 @@ from depthzoo.models.dispnet import dispnet_vgg16
 from depthzoo.models.mobilenet import unet_mobilenet_v3
 from depthzoo.models.resnet import unet_resnet50, unet_resnet50_heavy
 from depthzoo.models.unet import unet, unet_bilinear
-from depthzoo.predictor import Prediction, Predictor, predictor
+from depthzoo.prediction import Prediction, Predictor, predictor
 
 __version__ = "0.1.0"
 

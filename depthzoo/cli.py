@@ -20,7 +20,7 @@ from depthzoo.colormaps import COLORMAPS
 from depthzoo.errors import suggest
 from depthzoo.images import Pixels, find_images, load_with_focal
 from depthzoo.models import create_model, get_builder, list_models
-from depthzoo.predictor import DEFAULT_MODEL, Focal, Prediction, predictor, select_device
+from depthzoo.prediction import DEFAULT_MODEL, Focal, Prediction, predictor, select_device
 
 # Kinds of output: the suffix, and the function that writes it.
 OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], None]]] = {

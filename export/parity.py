@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from depthzoo.models import DepthModel
-from depthzoo.predictor import resize_depth, resize_image, working_size
+from depthzoo.prediction import resize_depth, resize_image, working_size
 from export.graph import TRACED_SHAPE
 
 FIGURES = ("max", "mean", "p999", "max_rel", "mean_rel")

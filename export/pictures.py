@@ -11,7 +11,7 @@ from PIL import Image
 
 import depthzoo
 from depthzoo.images import SUFFIXES, load_image
-from depthzoo.predictor import resize_image, working_size
+from depthzoo.prediction import resize_image, working_size
 
 EXAMPLES = Path(depthzoo.__file__).parent / "examples"
 

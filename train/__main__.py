@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train.arguments import add_settings, command
 from train.config import TrainConfig, load_recipe
 from train.data import Sources

@@ -18,7 +18,7 @@ from depthzoo.errors import WeightsError
 from depthzoo.files import atomic_write, sha256_of, write_json
 from depthzoo.metrics import EIGEN_CROP, METRICS
 from depthzoo.models import DepthModel, create_model, get_builder
-from depthzoo.predictor import Predictor
+from depthzoo.prediction import Predictor
 from depthzoo.weights import find, model_of, read_metadata, save_weights
 from train.config import TrainConfig, to_toml
 from train.evaluation import ErrorByDistance, ranked

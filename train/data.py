@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from depthzoo.predictor import working_size
+from depthzoo.prediction import working_size
 from train.augment import Batch, augment
 from train.config import TrainConfig
 from train.distributed import World

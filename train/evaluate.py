@@ -13,7 +13,7 @@ import torch
 from depthzoo.files import write_json
 from depthzoo.metrics import METRICS, PROTOCOLS
 from depthzoo.models import DepthModel
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train.arguments import command, parse_size
 from train.cards import failures, find_any, is_stored, load_any, make_card, renew_card, store_weights
 from train.evaluation import (

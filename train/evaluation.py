@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from depthzoo.camera import depth_scale
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics, EvalProtocol
-from depthzoo.predictor import resize_depth, resize_image, working_size
+from depthzoo.prediction import resize_depth, resize_image, working_size
 from train.shards import ShardDataset
 
 Predict = Callable[[Tensor], Tensor]

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from depthzoo.errors import DatasetError
 from depthzoo.files import atomic_write, write_json
 from depthzoo.models import DepthModel, create_model
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from depthzoo.weights import HEADER_KEY
 from train.arguments import add_settings, command
 from train.cards import commit, versions

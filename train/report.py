@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train.arguments import command
 from train.report_page import report_run, write_report
 from train.shards import ShardDataset

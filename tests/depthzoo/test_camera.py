@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from depthzoo import camera, cli
-from depthzoo.predictor import Focal, Predictor
+from depthzoo.prediction import Focal, Predictor
 
 HEIGHT, WIDTH = 48, 64
 KINECT = 518.86 * WIDTH / 640  # pixels

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from depthzoo import Prediction, __version__, cli, unet_mobilenet_v3, weights
-from depthzoo.predictor import Predictor
+from depthzoo.prediction import Predictor
 
 
 class Red(nn.Module):

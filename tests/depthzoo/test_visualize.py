@@ -7,7 +7,7 @@ import pytest
 
 from depthzoo import visualize
 from depthzoo.colormaps import COLORMAPS
-from depthzoo.predictor import Prediction
+from depthzoo.prediction import Prediction
 
 RAMP = np.linspace(1, 3, 201, dtype=np.float32)[None].repeat(50, axis=0)
 BLACK = np.zeros((*RAMP.shape, 3), np.uint8)

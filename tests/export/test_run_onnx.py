@@ -18,7 +18,7 @@ from PIL import Image
 import depthzoo
 from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.models import DepthModel
-from depthzoo.predictor import working_size
+from depthzoo.prediction import working_size
 from depthzoo.visualize import colorize
 from export import run_onnx
 from export.run_onnx import OnnxDepth, OnnxError, fit, main, open_image, size_warning, to_rgb

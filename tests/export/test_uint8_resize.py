@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from depthzoo.predictor import working_size
+from depthzoo.prediction import working_size
 from export.graph import MULTIPLE
 from export.run_onnx import OnnxDepth
 from export.uint8_resize import FLOAT, Nodes, fit, triangles

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 
-from depthzoo.predictor import resize_image
+from depthzoo.prediction import resize_image
 from train.augment import CPU_PART, Batch, as_tensors, augment, geometry, sampling_grid
 from train.config import AugmentConfig
 from train.order import Draws, sample_draws

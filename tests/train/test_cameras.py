@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale
-from depthzoo.predictor import Predictor
+from depthzoo.prediction import Predictor
 from train import __main__ as training
 from train import evaluate
 from train.arguments import command

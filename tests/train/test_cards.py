@@ -13,7 +13,7 @@ from PIL import Image
 from depthzoo import weights as zoo_weights
 from depthzoo.errors import WeightsError
 from depthzoo.metrics import METRICS, EvalProtocol
-from depthzoo.predictor import Predictor
+from depthzoo.prediction import Predictor
 from train.arguments import command
 from train.cards import (
     PICTURE,

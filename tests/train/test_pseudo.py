@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from depthzoo.models import create_model
-from depthzoo.predictor import Predictor
+from depthzoo.prediction import Predictor
 from train.cards import load_any
 from train.prepare import prepare
 from train.shards import ShardDataset

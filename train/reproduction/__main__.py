@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from depthzoo import create_model
 from depthzoo.metrics import PROTOCOLS, DepthMetrics
-from depthzoo.predictor import select_device
+from depthzoo.prediction import select_device
 from train import records
 from train.arguments import command, parse_size
 from train.config import TrainConfig, load_recipe

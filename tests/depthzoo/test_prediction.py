@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from depthzoo.models import create_model
-from depthzoo.predictor import (
+from depthzoo.prediction import (
     Prediction,
     Predictor,
     predictor,
