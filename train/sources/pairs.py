@@ -59,14 +59,14 @@ class Pairs(Source):
     max_depth: float = argument(
         "largest valid depth, metres (default: 10)", DEFAULT_RANGE[1], type=float, metavar="M"
     )
-    depth_unit: Any = argument(
-        "of the stored 16 bits, metres (default: mm, beyond 65 m 1/256)", None, type=_unit, metavar="mm|M"
+    depth_unit: float = argument(
+        "of the stored 16 bits, metres (default: mm, beyond 65 m 1/256)", 0.0, type=_unit, metavar="mm|M"
     )
     camera: str | None = argument("name of the camera, for the weights' card", None, metavar="NAME")
 
     def __post_init__(self) -> None:
         near, far = self.depth_range = (self.min_depth, self.max_depth)
-        if self.depth_unit is None:
+        if self.depth_unit == 0:
             self.depth_unit = unit_for(far)
         for name in ("scale", "focal", "min_depth", "max_depth", "depth_unit"):
             value = getattr(self, name)
@@ -93,8 +93,8 @@ class Pairs(Source):
         stems = sorted(images.keys() | depths.keys())
         where = {stem: (images.get(stem), depths.get(stem)) for stem in stems}
         if {stem.split("/", 1)[0] if "/" in stem else "" for stem in stems} <= set(SPLITS):
-            parts = {stem: stem.split("/", 1) for stem in stems}
-            return [Item(split, sample_key(name), where[stem]) for stem, (split, name) in parts.items()]
+            parts = [stem.split("/", 1) for stem in stems]
+            return [Item(split, sample_key(name), where[f"{split}/{name}"]) for split, name in parts]
         items = [Item("train", sample_key(stem), where[stem]) for stem in stems]
         return hold_out(items, [str(PurePosixPath(stem).parent) for stem in stems], val=0.05, test=0.05)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.files import sha256_of
-from depthzoo.prediction import Predictor, select_device
+from depthzoo.predictor import Predictor, select_device
 from depthzoo.weights import read_metadata
 from train.arguments import parse_size
 from train.cards import find_any, load_any
@@ -38,8 +38,8 @@ class Pseudo(Source):
     pictures: list[Path] = argument("tars and folders", type=Path, nargs="+", metavar="TAR|DIR")
     teacher: str = argument("trained model", required=True, metavar="NAME|RUN|FILE.safetensors")
     weights: str = argument("tag, if the teacher is a NAME", "DEFAULT", metavar="TAG")
-    size: Any = argument(
-        "of the stored frames (default: the teacher's working size)", None, type=parse_size, metavar="HxW"
+    size: tuple[int, int] = argument(
+        "of the stored frames (default: the teacher's working size)", (0, 0), type=parse_size, metavar="HxW"
     )
     flip: bool = argument("average with the depth of the mirrored picture", True)
     limit: int = argument("only N pictures, evenly spread", 0, type=int, metavar="N")
@@ -55,7 +55,8 @@ class Pseudo(Source):
         self.depth_range = (model.min_depth, model.max_depth)
         self.depth_unit = unit_for(model.max_depth)
         working_size = Predictor(model, "cpu").size
-        self.size = self.size or working_size
+        if self.size == (0, 0):
+            self.size = working_size
         card = read_metadata(path)
         self._card = {key: card.get(key) for key in ("model", "tag")} | {
             "file": path.name,
@@ -72,7 +73,7 @@ class Pseudo(Source):
             "pictures_from": [path.name for path in self.pictures],
             "teacher": self._card,
             "terms": f"pictures: {self.terms}; depth by a teacher trained on data with these terms: "
-            f"{self._card['terms']}",
+            + str(self._card["terms"]),
         }
 
     def settings(self) -> dict[str, Any]:
