@@ -17,7 +17,7 @@ from PIL import Image
 from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.files import sha256_of
-from depthzoo.predictor import Predictor, select_device
+from depthzoo.prediction import Predictor, select_device
 from depthzoo.weights import read_metadata
 from train.arguments import parse_size
 from train.cards import find_any, load_any
