@@ -32,7 +32,7 @@ try:
     from depthzoo import weights as zoo_weights
     from depthzoo.camera import CANONICAL_FOCAL
     from depthzoo.files import atomic_write, sha256_of
-    from depthzoo.models import DepthModel
+    from depthzoo.models import DepthModel, get_builder
     from export.fp16 import simulate_fp16, to_fp16
     from export.graph import MULTIPLE, OPSETS, ExportError, fix_size, trace, unblock_head_layout
     from export.int8 import IMAGES, PERCENTILE, quantize
@@ -294,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = args.out or default_path(args.name, args.size, args.precision, args.uint8)
     try:
         check_arguments(path, args.size, args.opset, args.precision)
+        get_builder(args.name)  # an unknown name is an error before its weights are looked for
         file = None if args.weights == "none" else zoo_weights.find(args.name, args.weights)
         torch.manual_seed(0)  # makes random weights reproducible
         model = depthzoo.create_model(args.name, weights=file)

@@ -383,6 +383,7 @@ def test_the_command(
     ("arguments", "message"),
     [
         (["unet_resnet", "--weights", "none"], "unknown model 'unet_resnet': did you mean"),
+        (["unet_resnet"], "unknown model 'unet_resnet': did you mean"),
         (["unet", "--size", "480"], "HEIGHTxWIDTH"),
         (["unet", "--size", "100x96"], "multiples of 32"),
         (["unet", "--size", "0x64"], "multiples of 32"),
