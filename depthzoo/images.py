@@ -1,5 +1,7 @@
 """Images from files, PIL, arrays and tensors, as upright uint8 RGB."""
 
+import contextlib
+import io
 import math
 import os
 import warnings
@@ -15,7 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from depthzoo.errors import one_line, reworded
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor
+)
 
 # What Pillow may open. Not all that it can: for EPS it starts a program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
@@ -23,6 +27,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".mpo", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm",
                       ".pgm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".tga"})
 # fmt: on
+# Brands of HEIF files, which may also be AVIF (mif1, msf1): bytes 8 to 12, after "ftyp".
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 # What `depthzoo predict` writes, and does not take as input again.
 OUTPUTS = (".depth.png", ".color.png", ".panel.png")
 
@@ -50,8 +56,9 @@ def load_image(source: ImageSource) -> Pixels:
 
     Args:
         source: one of
-            - a path to a PNG, JPEG, WebP, GIF, TIFF, BMP, PPM, JPEG 2000, AVIF or TGA file (HEIC with a plug-in for
-              Pillow); of an animation the first frame is read;
+            - a path ("~" is the home folder), the bytes, or a binary file object of a PNG, JPEG, WebP, GIF, TIFF, BMP,
+              PPM, JPEG 2000, AVIF or TGA file, or of an HEIC file if pillow-heif is installed; of an animation the
+              first frame is read. For a URL, pass ``urllib.request.urlopen(URL)``;
             - a PIL image of any mode;
             - an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB(A): uint8, uint16, or float in [0, 1];
             - a tensor (H, W), (1, H, W), (3, H, W), (4, H, W) or (1, C, H, W) of the same types and ranges.
@@ -62,8 +69,8 @@ def load_image(source: ImageSource) -> Pixels:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError, OSError: if the file cannot be opened.
-        ValueError: for a file that is not an image, is empty, truncated or larger than
-            ``PIL.Image.MAX_IMAGE_PIXELS``, or an array of another shape, type or range.
+        ValueError: for a file that is not an image, is empty, truncated, or has more than
+            ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, which can be raised; or an array of another shape, type or range.
         TypeError: for another type of source.
     """
     return load_with_focal(source)[0]
@@ -82,15 +89,25 @@ def load_with_focal(source: ImageSource) -> tuple[Pixels, float | None]:
     Raises:
         As :func:`load_image`.
     """
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ValueError(f"{source}: is a URL; download it first, as with urllib.request.urlopen(URL)")
     if isinstance(source, (str, os.PathLike)):
-        return _read(Path(source))
+        return _read(Path(os.path.expanduser(source)))
+    if isinstance(source, (bytes, bytearray)):
+        return _read_bytes(source, "bytes")
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        return _read_bytes(source.read(), name if isinstance(name, str) else "file object")
     if isinstance(source, Image.Image):
         return _from_pil(source, "PIL image")
     if isinstance(source, torch.Tensor):
         return _from_array(_channels_last(source), "tensor", tuple(source.shape)), None
     if isinstance(source, np.ndarray):
         return _from_array(source, "array", source.shape), None
-    raise TypeError(f"an image is a path, a PIL image, an array or a tensor, not {type(source).__name__}")
+    raise TypeError(
+        "an image is a path, bytes, a binary file object, a PIL image, an array or a tensor, "
+        f"not {type(source).__name__}"
+    )
 
 
 def _read(path: Path) -> tuple[Pixels, float | None]:
@@ -110,8 +127,24 @@ def _read(path: Path) -> tuple[Pixels, float | None]:
         raise reworded(error, f"{path}: {reason}") from None
 
 
+def _read_bytes(data: bytes | bytearray, name: str) -> tuple[Pixels, float | None]:
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"{name}: read() returned {type(data).__name__}, expected bytes: open it in mode 'rb'")
+    if not data:
+        raise ValueError(f"{name}: empty, or already read to its end")
+    return _open(io.BytesIO(data), name)
+
+
 def _open(file: IO[bytes], name: str) -> tuple[Pixels, float | None]:
     Image.init()
+    start = file.read(12)
+    file.seek(0)
+    heif = start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS
+    if heif and "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
     formats = [f for f in FORMATS if f in Image.OPEN]
     with warnings.catch_warnings():
         # Pillow warns of damaged metadata, which does not matter here, and of decompression bombs, which do.
@@ -123,10 +156,11 @@ def _open(file: IO[bytes], name: str) -> tuple[Pixels, float | None]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
             raise ValueError(
-                f"{name}: more than {limit:.0f} megapixels, which may be a decompression bomb; "
-                "if it is not, scale it down or raise PIL.Image.MAX_IMAGE_PIXELS"
+                f"{name}: more than {limit:.0f} megapixels, the limit against decompression bombs; scale it down"
             ) from None
         except UnidentifiedImageError:
+            if heif and "HEIF" not in Image.OPEN:
+                raise ValueError(f"{name}: is HEIC, which needs: pip install pillow-heif") from None
             known = ", ".join(f for f in formats if f != "MPO")
             raise ValueError(f"{name}: not an image in a known format ({known})") from None
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data

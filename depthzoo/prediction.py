@@ -1,9 +1,10 @@
 """From an image to depth in metres at the image's own size, and the files that hold it."""
 
+import io
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from depthzoo import visualize
+from depthzoo import models, visualize
 from depthzoo import weights as zoo_weights
-from depthzoo.camera import CANONICAL_FOCAL, depth_scale
+from depthzoo.camera import CANONICAL_FOCAL, depth_scale, focal_length
 from depthzoo.errors import reworded
 from depthzoo.files import atomic_write
 from depthzoo.images import ImageSource, Pixels, load_with_focal
@@ -28,9 +29,11 @@ DEFAULT_SIZE = (480, 640)
 DEFAULT_MODEL = "unet_resnet50"
 # Pixels, that of the canonical camera, or None: EXIF's, and the canonical one where EXIF states none.
 Focal: TypeAlias = float | Literal["canonical"] | None
+FocalSource: TypeAlias = Literal["given", "EXIF", "canonical"]
+GLB_POINTS = 512  # along the longer side by default
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """Depth of one image. The ``save`` methods create the folder, and write a whole file or none.
 
@@ -39,21 +42,88 @@ class Prediction:
         image: (H, W, 3) uint8 RGB, the image upright and before resizing.
         focal_px: focal length in pixels that ``depth`` is for; if None, that of the canonical camera (see
             :mod:`depthzoo.camera`).
+        focal_source: where it comes from: "given", "EXIF" or "canonical".
     """
 
     depth: NDArray[np.float32]
     image: Pixels
     focal_px: float | None = None
+    focal_source: FocalSource = "canonical"
 
-    def colored(
-        self, colormap: str = visualize.DEFAULT_COLORMAP, near: float | None = None, far: float | None = None
-    ) -> Pixels:
-        """Return the depth as colors, (H, W, 3) uint8 RGB; see :func:`depthzoo.visualize.colorize`."""
-        return visualize.colorize(self.depth, colormap, near, far)
+    @property
+    def tensor(self) -> Tensor:
+        """:attr:`depth` as a tensor (1, H, W), float32 on the CPU, which shares its memory."""
+        return torch.from_numpy(self.depth)[None]
+
+    @property
+    def near(self) -> float:
+        """The smallest depth in metres; NaN if no depth is finite and positive."""
+        return self._over_valid(np.min)
+
+    @property
+    def median(self) -> float:
+        """The median depth in metres; NaN if no depth is finite and positive."""
+        return self._over_valid(np.median)
+
+    @property
+    def far(self) -> float:
+        """The largest depth in metres; NaN if no depth is finite and positive."""
+        return self._over_valid(np.max)
+
+    def _over_valid(self, function: Callable[..., Any]) -> float:
+        values = self.depth[visualize.valid_mask(self.depth)]
+        return float(function(values)) if values.size else math.nan
+
+    @property
+    def _focal(self) -> float:
+        return self.focal_px or CANONICAL_FOCAL * max(self.depth.shape)
+
+    def __repr__(self) -> str:
+        height, width = self.depth.shape
+        return (
+            f"Prediction({width}x{height}, near {self.near:.2f} m, median {self.median:.2f} m, far {self.far:.2f} m, "
+            f"focal length {self._focal:.0f} px ({self.focal_source}))"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """Shown by notebooks: :meth:`panel`."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.panel()).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def to_pil(
+        self,
+        colormap: str = visualize.DEFAULT_COLORMAP,
+        near: float | None = None,
+        far: float | None = None,
+        *,
+        legend: bool = False,
+    ) -> Image.Image:
+        """Return the depth as an RGB image in color; see :func:`depthzoo.visualize.colorize`."""
+        return Image.fromarray(visualize.colorize(self.depth, colormap, near, far, legend=legend))
 
     def panel(self, target: NDArray[Any] | None = None, **options: Any) -> Pixels:
         """Return image | depth (| target | error), uint8 RGB; see :func:`depthzoo.visualize.panel`."""
         return visualize.panel(self.image, self.depth, target, **options)
+
+    def points(
+        self, stride: int = 1, max_edge: float | None = visualize.MAX_EDGE, up: visualize.Up = "-y"
+    ) -> tuple[NDArray[np.float32], Pixels]:
+        """Return the point cloud: (N, 3) float32 metres, and the color of each point, (N, 3) uint8 RGB.
+
+        The points are in the order of the pixels. Those without a depth, and those at depth edges, are left out.
+
+        Args:
+            stride: take every ``stride``-th pixel of every ``stride``-th row.
+            max_edge: leave out pixels next to which the depth changes by more than this many metres per metre sideways.
+                None keeps all.
+            up: "-y" for x right, y down, z forward, as in OpenCV; "y" for x right, y up, z backward, as in most viewers.
+
+        Raises:
+            ValueError: for a stride below 1, a max_edge that is not positive, or another ``up``.
+        """
+        xyz, keep = visualize.point_grid(self.depth, self._focal, stride, max_edge, up)
+        return xyz[keep], self.image[::stride, ::stride][keep]
 
     def save_depth16(self, path: str | os.PathLike[str]) -> None:
         """Write a 16-bit PNG of millimetres, at most 65535; 0 is no depth (NaN or negative).
@@ -71,32 +141,70 @@ class Prediction:
         with _create(path, ".npy") as file:
             np.save(file, self.depth)
 
-    def save_color(self, path: str | os.PathLike[str], colormap: str = visualize.DEFAULT_COLORMAP) -> None:
-        """Write :meth:`colored` as PNG or JPEG, by the suffix."""
-        _save_pixels(path, self.colored(colormap))
+    def save_color(
+        self,
+        path: str | os.PathLike[str],
+        colormap: str = visualize.DEFAULT_COLORMAP,
+        near: float | None = None,
+        far: float | None = None,
+        *,
+        legend: bool = False,
+    ) -> None:
+        """Write :meth:`to_pil` as PNG or JPEG, by the suffix."""
+        _save_image(path, self.to_pil(colormap, near, far, legend=legend))
 
     def save_panel(
         self, path: str | os.PathLike[str], target: NDArray[Any] | None = None, **options: Any
     ) -> None:
         """Write :meth:`panel` as PNG or JPEG, by the suffix."""
-        _save_pixels(path, self.panel(target, **options))
+        _save_image(path, Image.fromarray(self.panel(target, **options)))
 
-    def save_ply(self, path: str | os.PathLike[str]) -> None:
-        """Write a colored point cloud, one vertex per pixel, in metres: x right, y down, z forward.
-
-        z is :attr:`depth`, x and y follow from it and :attr:`focal_px`.
-        """
-        focal = self.focal_px or CANONICAL_FOCAL * max(self.depth.shape)
+    def save_ply(
+        self,
+        path: str | os.PathLike[str],
+        stride: int = 1,
+        max_edge: float | None = visualize.MAX_EDGE,
+        up: visualize.Up = "-y",
+    ) -> None:
+        """Write the :meth:`points` as a binary PLY file, 15 bytes each."""
+        points, colors = self.points(stride, max_edge, up)
+        axes = "x right, y down, z forward" if up == "-y" else "x right, y up, z backward"
+        camera = f"focal length {self._focal:.4f} px, image {self.depth.shape[1]} x {self.depth.shape[0]} px"
         with _create(path, ".ply") as file:
-            visualize.write_ply(file, self.depth, self.image, focal)
+            visualize.write_ply(file, points, colors, [f"metres; {axes}", camera])
+
+    def save_glb(
+        self,
+        path: str | os.PathLike[str],
+        stride: int | None = None,
+        max_edge: float | None = visualize.MAX_EDGE,
+    ) -> None:
+        """Write the surface through the :meth:`points` as binary glTF, y up, with the image as its texture.
+
+        Browsers, phones and 3-D programs open it.
+
+        Args:
+            path: ends in ".glb".
+            stride: as for :meth:`points`; by default as many points as 512 along the longer side allow.
+            max_edge: as for :meth:`points`.
+
+        Raises:
+            ImportError: if trimesh is not installed.
+            ValueError: if the depth map has no surface, or as :meth:`points`.
+        """
+        if stride is None:
+            stride = math.ceil(max(self.depth.shape) / GLB_POINTS)
+        points, keep = visualize.point_grid(self.depth, self._focal, stride, max_edge, "y")
+        with _create(path, ".glb") as file:
+            file.write(visualize.to_glb(points, keep, self.image, stride))
 
 
-def _save_pixels(path: str | os.PathLike[str], pixels: Pixels) -> None:
+def _save_image(path: str | os.PathLike[str], image: Image.Image) -> None:
     with _create(path, ".png", ".jpg", ".jpeg") as file:
         if str(path).lower().endswith(".png"):
-            Image.fromarray(pixels).save(file, "PNG")
+            image.save(file, "PNG")
         else:
-            Image.fromarray(pixels).save(file, "JPEG", quality=95)
+            image.save(file, "JPEG", quality=95)
 
 
 @contextmanager
@@ -116,7 +224,8 @@ class Predictor:
     """A model with the preprocessing around it.
 
     Args:
-        model: takes (N, 3, H, W) float RGB in [0, 1] and returns (N, 1, H, W) metres. It is moved to the device, set to
+        model: a name, a .safetensors file or a run folder, as :func:`depthzoo.load` takes them; or a module that takes
+            (N, 3, H, W) float RGB in [0, 1] and returns (N, 1, H, W) metres. It is moved to the device, set to
             evaluation mode and, on a CPU, converted to channels_last, which is faster and changes no value.
         device: "cpu", "cuda", "cuda:1" or "mps"; by default CUDA if there is a GPU, else the CPU.
         size: (H, W) whose number of pixels each image is resized to, in its own aspect (see :func:`working_size`); by
@@ -125,12 +234,12 @@ class Predictor:
         flip: average with the prediction for the mirrored image: a little more accurate, half as fast.
 
     Raises:
-        ValueError: for an unknown or missing device, a bad size or batch size.
+        ValueError: for an unknown or missing device, a bad size or batch size, or a model that cannot be loaded.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str | os.PathLike[str],
         device: str | torch.device | None = None,
         size: tuple[int, int] | None = None,
         *,
@@ -138,6 +247,8 @@ class Predictor:
         flip: bool = False,
     ) -> None:
         self.device = select_device(device)
+        if not isinstance(model, nn.Module):
+            model = models.load(model)
         card = getattr(model, "card", None) or {}
         height, width = size or card.get("size") or DEFAULT_SIZE
         self.size = (int(height), int(width))
@@ -153,12 +264,22 @@ class Predictor:
 
     @overload
     def __call__(
-        self, source: list[Any] | tuple[Any, ...], focal_px: Focal | Sequence[Focal] = None
+        self,
+        source: list[Any] | tuple[Any, ...],
+        focal_px: Focal | Sequence[Focal] = None,
+        *,
+        fov: float | None = None,
     ) -> list[Prediction]: ...
     @overload
-    def __call__(self, source: ImageSource, focal_px: Focal | Sequence[Focal] = None) -> Prediction: ...
     def __call__(
-        self, source: ImageSource | list[Any] | tuple[Any, ...], focal_px: Focal | Sequence[Focal] = None
+        self, source: ImageSource, focal_px: Focal | Sequence[Focal] = None, *, fov: float | None = None
+    ) -> Prediction: ...
+    def __call__(
+        self,
+        source: ImageSource | list[Any] | tuple[Any, ...],
+        focal_px: Focal | Sequence[Focal] = None,
+        *,
+        fov: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Predict the depth of one image or of several.
 
@@ -168,14 +289,18 @@ class Predictor:
             focal_px: focal length in pixels, by which depth is scaled to metres (see :mod:`depthzoo.camera`), or
                 "canonical" for that of the weights' camera. If None, what EXIF states in files and PIL images, else the
                 canonical one. For several images one for all, or a list.
+            fov: horizontal field of view in degrees, instead of ``focal_px``.
 
         Returns:
             A :class:`Prediction` for one image, a list of them for several (also if N is 1).
 
         Raises:
-            ValueError: if focal_px is not positive, or not one for each image.
+            ValueError: if focal_px is not positive, or not one for each image, or fov is not between 1 and 179, or both
+                are given.
             What :func:`depthzoo.load_image` raises; for several images with the index of the image.
         """
+        if fov is not None and focal_px is not None:
+            raise ValueError("focal_px and fov are both given, expected one of them")
         several = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
         items: Sequence[Any] = list(source) if several else [source]  # type: ignore[arg-type]
         given = focal_px if isinstance(focal_px, (list, tuple)) else [focal_px] * len(items)
@@ -185,7 +310,8 @@ class Predictor:
         for index, (item, focal) in enumerate(zip(items, given, strict=True)):
             try:
                 image, exif = load_with_focal(item)
-                focals.append(_pixels(exif if focal is None else focal, image))
+                focal = focal if fov is None else focal_length(image.shape[1], fov)
+                focals.append(resolve_focal(focal, exif, image.shape[:2]))
                 images.append(image)
             except (OSError, TypeError, ValueError) as error:
                 if not several:
@@ -194,7 +320,7 @@ class Predictor:
         predictions = self._predict(images, focals)
         return predictions if several else predictions[0]
 
-    def _predict(self, images: list[Pixels], focals: list[float]) -> list[Prediction]:
+    def _predict(self, images: list[Pixels], focals: list[tuple[float, FocalSource]]) -> list[Prediction]:
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             groups[working_size(image.shape[0], image.shape[1], self.size)].append(index)
@@ -206,8 +332,8 @@ class Predictor:
                 for i, depth in zip(batch, depths, strict=True):
                     # One at a time: a batch at the images' own sizes may not fit in memory.
                     own = resize_depth(depth[None], images[i].shape[:2])[0, 0].numpy()
-                    scale = np.float32(depth_scale(focals[i], max(own.shape)))
-                    predictions[i] = Prediction(own * scale, images[i], focals[i])
+                    scale = np.float32(depth_scale(focals[i][0], max(own.shape)))
+                    predictions[i] = Prediction(own * scale, images[i], *focals[i])
         return [predictions[i] for i in range(len(images))]
 
     @torch.inference_mode()
@@ -278,12 +404,26 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def _pixels(focal: Focal, image: Pixels) -> float:
-    if focal is None or focal == "canonical":
-        return CANONICAL_FOCAL * max(image.shape[:2])
+def resolve_focal(
+    focal: Focal, exif: float | None, shape: Sequence[int]
+) -> tuple[float, FocalSource]:
+    """Return the focal length of an image in pixels, and where it comes from.
+
+    Args:
+        focal: as given by the user: pixels, "canonical", or None.
+        exif: what EXIF states, in pixels, or None; used if ``focal`` is None.
+        shape: (H, W) of the image.
+
+    Raises:
+        ValueError: if ``focal`` is not positive and finite.
+    """
+    if focal == "canonical" or (focal is None and exif is None):
+        return CANONICAL_FOCAL * max(shape), "canonical"
+    if focal is None and exif is not None:
+        return exif, "EXIF"
     if not isinstance(focal, (int, float, np.number)) or not 0 < focal < float("inf"):
         raise ValueError(f"focal_px must be a positive number of pixels, 'canonical' or None, not {focal!r}")
-    return float(focal)
+    return float(focal), "given"
 
 
 def working_size(height: int, width: int, size: tuple[int, int], multiple: int = 32) -> tuple[int, int]:
