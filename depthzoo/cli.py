@@ -1,38 +1,68 @@
-"""The command ``depthzoo``: list the models, describe one, predict depth."""
+"""The command ``depthzoo``: its options, its messages and its exit codes.
+
+Only the standard library is imported here, so that help, the version and wrong usage need no PyTorch. What the commands
+do is in ``cli_info`` and ``cli_predict``.
+"""
 
 import argparse
-import inspect
+import contextlib
+import math
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
-import numpy as np
-import torch
-from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
-
-from depthzoo import __version__, visualize
-from depthzoo import weights as zoo_weights
-from depthzoo.camera import focal_length
-from depthzoo.colormaps import COLORMAPS
+from depthzoo import __version__
 from depthzoo.errors import suggest
-from depthzoo.images import Pixels, find_images, load_with_focal
-from depthzoo.models import create_model, get_builder, list_models
-from depthzoo.prediction import DEFAULT_MODEL, Focal, Prediction, predictor, select_device
 
-# Kinds of output: the suffix, and the function that writes it.
-OUTPUTS: dict[str, tuple[str, Callable[[Prediction, Path, argparse.Namespace], None]]] = {
-    "depth16": (".depth.png", lambda p, path, _: p.save_depth16(path)),
-    "npy": (".npy", lambda p, path, _: p.save_npy(path)),
-    "color": (".color.png", lambda p, path, args: p.save_color(path, args.colormap)),
-    "panel": (".panel.png", lambda p, path, args: p.save_panel(path, colormap=args.colormap)),
-    "ply": (".ply", lambda p, path, _: p.save_ply(path)),
+REPOSITORY = "https://github.com/org/depthzoo"
+# What is written for an image, by kind: the end of the file's name. Of a video the pictures, as .mp4.
+KINDS = {
+    "depth16": ".depth.png",
+    "npy": ".npy",
+    "color": ".color.png",
+    "panel": ".panel.png",
+    "ply": ".ply",
+    "glb": ".glb",
 }
-FEW = 10  # up to this number each image gets a line; more get a progress bar
-SAVE_HELP = f"any of {', '.join(OUTPUTS)}; depth16 is a PNG of millimetres (depth16,color)"
-FOCAL_HELP = "focal length of the images in pixels, or that of the weights' camera (EXIF's, else canonical)"
+VIDEO_KINDS = {"color": ".color.mp4", "panel": ".panel.mp4"}
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+# Kinds of a file given by --out. The end of its name decides, the longest first; any other picture is in color.
+FILE_KINDS = {end: kind for kind, end in KINDS.items()} | dict.fromkeys((".png", ".jpg", ".jpeg"), "color")
+VIDEO_FILE_KINDS = {".panel.mp4": "panel"} | dict.fromkeys((".mp4", ".mov", ".mkv"), "color")
+# Those of depthzoo.colormaps, which needs NumPy; a test compares them.
+COLORMAPS = ("gray", "gray_r", "magma", "magma_r", "turbo", "turbo_r")
+
+DESCRIPTION = "Depth in metres from one image."
+EPILOG = f"""\
+depthzoo COMMAND --help describes a command. {REPOSITORY}
+"""
+PREDICT = "Predict the depth of images and videos, in metres, at their own size."
+PREDICT_EPILOG = """\
+kinds for --save:
+  depth16  16-bit PNG of millimetres, 0 is no depth; looks black in most viewers
+  npy      NumPy array, float32 (height, width), metres
+  color    PNG with near and far in the colors of --colormap
+  panel    PNG with image and depth side by side, and a scale in metres
+  ply      colored point cloud in metres
+  glb      the same for 3D viewers, browsers and phones; needs trimesh
+
+Outputs have the name of their image and mirror its folders: with -r, photos/day1/a.jpg becomes out/day1/a.depth.png.
+A video becomes one colored video, NAME.depth.mp4.
+
+exit codes: 0 done; 1 some inputs could not be read; 2 wrong usage, or nothing could be done; 130 interrupted
+
+examples:
+  depthzoo predict photo.jpg
+  depthzoo predict photo.jpg -o photo.ply --stride 2
+  depthzoo predict -r holiday/ --out depths --save npy --skip-existing
+  depthzoo predict clip.mp4 --near 0.5 --far 5
+  curl -s https://example.com/photo.jpg | depthzoo predict - -o photo.panel.png
+  depthzoo predict photos/*.jpg --json | jq .median
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,29 +72,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; by default those of the process.
 
     Returns:
-        The exit code: 0 done; 1 some images could not be read; 2 wrong usage, or nothing could be done;
+        The exit code: 0 done; 1 some inputs could not be read; 2 wrong usage, or nothing could be done;
         130 interrupted; 141 the reader of the output is gone.
     """
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        # Options that only the exporter knows are left over.
+        args, rest = parser.parse_known_args(argv)
+        if rest and args.run is not _export:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.rest = rest
         code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        return _complain("interrupted; all files written so far are complete", 130)
+        return complain("interrupted", 130)
     except BrokenPipeError:
         # Python flushes stdout once more at exit, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except torch.OutOfMemoryError:
-        return _complain("error: out of memory; try a smaller --batch-size or --size, or --device cpu", 2)
     except (ValueError, OSError, ImportError) as error:
-        return _complain(f"error: {error}", 2)
+        return complain(f"error: {error}", 2)
 
 
-def _complain(message: str, code: int) -> int:
+def complain(message: str, code: int = 0) -> int:
+    """Write one line to stderr, and return ``code``."""
     print("depthzoo: " + " ".join(message.split()), file=sys.stderr)
     return code
 
@@ -77,53 +111,125 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="depthzoo", description="Depth in metres from one image.")
+    parser = Parser(prog="depthzoo", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"depthzoo {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(run=lambda args: parser.print_help() or 0)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    command = commands.add_parser("list", help="list the models and their accuracy")
+    text = "List the models, with the size and the accuracy of their weights."
+    command = commands.add_parser("list", help="list the models and their accuracy", description=text)
     command.add_argument("pattern", nargs="?", metavar="PATTERN", help="shell-style, as in '*resnet*'")
     command.set_defaults(run=_list)
 
-    command = commands.add_parser("info", help="describe one model and its weights")
+    text = (
+        "Describe a model: what it is for, how accurate it is, where it fails, and the terms of its weights."
+    )
+    command = commands.add_parser("info", help="describe one model and its weights", description=text)
     command.add_argument("name", metavar="NAME|FILE|RUN", help="a model, a .safetensors file or a run folder")
+    command.add_argument("--json", action="store_true", help="print the whole card as JSON")
     command.set_defaults(run=_info)
 
-    command = commands.add_parser("predict", help="predict the depth of images")
-    command.set_defaults(run=_predict)
-    add = command.add_argument
-    add("inputs", nargs="+", metavar="IMAGE|DIR", help="images; of a folder, all images in it")
-    add("--model", metavar="NAME", help=f"see `depthzoo list` (that of the weights file, or {DEFAULT_MODEL})")
-    add(
-        "--weights",
-        default="DEFAULT",
-        metavar="TAG|FILE|RUN",
-        help="see `depthzoo info` (the model's default)",
+    command = commands.add_parser(
+        "predict",
+        help="predict the depth of images and videos",
+        description=PREDICT,
+        epilog=PREDICT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder to write to (%(default)s)")
-    add("--device", metavar="cpu|cuda|mps", help="(CUDA if there is a GPU, else the CPU)")
-    add("--batch-size", type=int, metavar="N", help="images predicted together (CPU 1, else 8)")
-    add("--save", type=_kinds, default=["depth16", "color"], metavar="KIND,...", help=SAVE_HELP)
-    add("--colormap", choices=COLORMAPS, default=visualize.DEFAULT_COLORMAP, help="(%(default)s)")
-    camera = command.add_mutually_exclusive_group()
-    camera.add_argument("--focal", type=_focal, metavar="PX|canonical", help=FOCAL_HELP)
-    camera.add_argument("--fov", type=float, metavar="DEGREES", help="horizontal field of view")
-    add("--flip", action="store_true", help="average with the mirrored image: a little better, half as fast")
-    add("--size", type=_size, metavar="HxW", help="working size of the model (that of the weights)")
-    add("-r", "--recursive", action="store_true", help="descend into the folders of a folder")
+    _add_predict_options(command)
+    command.set_defaults(run=_predict)
+
+    command = commands.add_parser("export", help="export a model to one ONNX file", add_help=False)
+    command.set_defaults(run=_export)
     return parser
+
+
+def _add_predict_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="image, folder of images or video; - is an image on stdin")
+    add("-r", "--recursive", action="store_true", help="descend into the folders of a folder")
+
+    add = command.add_argument_group("output").add_argument
+    out_help = "folder to write to (out); for one input also a file, whose suffix is that of a kind"
+    add("-o", "--out", default="out", metavar="PATH", help=out_help)
+    kinds = f"any of {', '.join(KINDS)} ({','.join(DEFAULT_KINDS)})"
+    add("--save", type=_kinds, action="extend", metavar="KIND,...", help=kinds)
+    add("--skip-existing", action="store_true", help="leave out inputs whose outputs are all there")
+    add("--json", action="store_true", help="print one JSON object per input, in one line")
+    add("-q", "--quiet", action="store_true", help="print nothing but errors (and --json)")
+
+    add = command.add_argument_group("model").add_argument
+    add("--model", metavar="NAME|FILE|RUN", help="see depthzoo list, which marks the default")
+    add("--weights", metavar="TAG|FILE|RUN", help="see depthzoo info NAME (the model's default)")
+    add("--device", type=_device, metavar="cpu|cuda|mps", help="(CUDA if there is a GPU, else the CPU)")
+    add("--batch-size", type=_at_least_one, metavar="N", help="images predicted together (CPU 1, else 8)")
+    add("--size", type=_size, metavar="HxW", help="working size of the model (that of the weights)")
+    add("--flip", action="store_true", help="average with the mirrored image: a little better, half as fast")
+
+    group = command.add_argument_group("camera", "Depth in metres scales with the focal length.")
+    add = group.add_mutually_exclusive_group().add_argument
+    focal = "focal length in pixels, or that of the weights' camera (that in EXIF, else canonical)"
+    add("--focal", type=_focal, metavar="PX|canonical", help=focal)
+    add("--fov", type=_degrees, metavar="DEGREES", help="horizontal field of view instead")
+
+    add = command.add_argument_group("drawing").add_argument
+    add(
+        "--colormap",
+        choices=COLORMAPS,
+        default="turbo_r",
+        metavar="NAME",
+        help=f"{', '.join(COLORMAPS)} (%(default)s)",
+    )
+    scale = "of the colors, in metres (1st and 99th percentile of each image)"
+    add("--near", type=_metres, metavar="M", help=f"near end {scale}")
+    add("--far", type=_metres, metavar="M", help="far end")
+    add("--legend", action="store_true", help="draw a scale in metres below the colors")
+    add(
+        "--stride",
+        type=_at_least_one,
+        metavar="N",
+        help="of ply and glb: every Nth pixel (ply 1, glb by size)",
+    )
+    add("--y-up", action="store_true", help="of ply: y up, as most viewers show it (y down, as in OpenCV)")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _focal(text: str) -> float | Literal["canonical"]:
     if text == "canonical":
         return "canonical"
-    try:
-        pixels = float(text)
-    except ValueError:
-        pixels = 0.0
-    if not 0 < pixels < float("inf"):
+    if not 0 < _number(text) < math.inf:
         raise argparse.ArgumentTypeError(f"expected pixels above 0, or canonical, not {text!r}")
-    return pixels
+    return _number(text)
+
+
+def _degrees(text: str) -> float:
+    if not 1 < _number(text) < 179:
+        raise argparse.ArgumentTypeError(f"expected degrees between 1 and 179, not {text!r}")
+    return _number(text)
+
+
+def _metres(text: str) -> float:
+    if not 0 <= _number(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected metres, not {text!r}")
+    return _number(text)
+
+
+def _at_least_one(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"unknown device {text!r}: there are cpu, cuda, cuda:N and mps")
+    return text
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -134,159 +240,85 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _kinds(text: str) -> list[str]:
-    kinds = list(dict.fromkeys(kind.strip() for kind in text.split(",") if kind.strip()))
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
     for kind in kinds:
-        if kind not in OUTPUTS:
-            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: {suggest(kind, OUTPUTS)}")
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: {suggest(kind, KINDS)}")
     if not kinds:
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(OUTPUTS)}")
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(KINDS)}")
     return kinds
 
 
 def _list(args: argparse.Namespace) -> int:
-    names = list_models(args.pattern)
-    if not names:
-        raise ValueError(f"no model matches {args.pattern!r}: {suggest(args.pattern, list_models())}")
-    rows = [["NAME", "PARAMETERS", "FILE", "SIZE", "ABSREL", "D1", "WEIGHTS"]]
-    for name in names:
-        row = [name, f"{_parameters(name) / 1e6:.1f}M", "-", "-", "-", "-", "-"]
-        if tags := zoo_weights.tags(name):
-            card = zoo_weights.card(name)
-            metrics = card["metrics"]["per_image"]
-            row[2:4] = f"{card['bytes'] / 1e6:.1f} MB", "{}x{}".format(*card["size"])
-            row[4:] = f"{metrics['abs_rel']:.3f}", f"{metrics['d1']:.3f}", ", ".join(tags)
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *middle, last in rows:
-        cells = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells, last]))
+    from depthzoo.cli_info import print_models
+
+    print_models(args.pattern)
     return 0
 
 
 def _info(args: argparse.Namespace) -> int:
-    name, blocks = args.name, []
-    if name not in list_models() and zoo_weights.is_path(name, name):
-        path = zoo_weights.find("", Path(name))
-        name = zoo_weights.model_of(path)
-        card = zoo_weights.read_metadata(path) | {"file": path.name, "bytes": path.stat().st_size}
-        blocks.append([("weights", str(path)), *_facts(card)])
-    else:
-        get_builder(name)  # raises for an unknown name
-        for index, tag in enumerate(zoo_weights.tags(name)):
-            label = f"{tag} (default)" if index == 0 else tag
-            blocks.append([("weights", label), *_facts(zoo_weights.card(name, tag))])
-        if not blocks:
-            blocks.append([("parameters", f"{_parameters(name):,}"), ("weights", "none yet")])
-    summary = (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0]
-    print("\n\n".join([name, summary, *("\n".join(f"{k:<12} {v}" for k, v in block) for block in blocks)]))
+    from depthzoo.cli_info import print_info
+
+    print_info(args.name, args.json)
     return 0
 
 
-def _parameters(name: str) -> int:
-    with torch.device("meta"):  # no memory and no initialization
-        return sum(p.numel() for p in create_model(name, weights=None).parameters())
-
-
-def _facts(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """The main entries of a card as text; it may lack any of them."""
-    facts = [("file", f"{card['file']}, {card['bytes'] / 1e6:.1f} MB")]
-    if "parameters" in card:
-        facts.append(("parameters", f"{card['parameters']:,}"))
-    if "size" in card:
-        facts.append(("size", "{}x{} (height x width), the working size".format(*card["size"])))
-    if "depth_range" in card:
-        facts.append(("depth", "{} to {} {}".format(*card["depth_range"], card.get("unit", "m"))))
-    metrics = card.get("metrics", {})
-    facts += [(key, _text(metrics[key])) for key in ("protocol", "per_image", "pooled") if key in metrics]
-    for key in ("camera", "dataset", "recipe", "trained_on", "terms", "commit"):
-        if key in card:
-            facts.append((key, _text(card[key])))
-    return facts
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
 def _predict(args: argparse.Namespace) -> int:
-    device = select_device(args.device)
-    if args.fov is not None:
-        focal_length(1, args.fov)  # raises for a bad angle
-    paths, failures = find_images(args.inputs, args.recursive)
-    if not paths:
-        raise ValueError("; ".join(failures) or "no images")
-    run = predictor(
-        args.model, args.weights, device, size=args.size, batch_size=args.batch_size, flip=args.flip
-    )
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out}: is a file, expected a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
-    for failure in failures:
-        _complain(failure, 0)
-    done, few, stems = 0, len(paths) <= FEW, unique_stems(paths)
-    # disable=None: only on a terminal.
-    with tqdm(total=len(paths), unit="image", disable=True if few else None) as bar:
-        for start in range(0, len(paths), run.batch_size):
-            batch = range(start, min(start + run.batch_size, len(paths)))
-            images, focals, origins, loaded = [], [], [], []
-            for index in batch:
-                try:
-                    image, exif = load_with_focal(paths[index])
-                except (OSError, ValueError) as error:
-                    failures.append(str(error))
-                    with bar.external_write_mode(file=sys.stderr):
-                        _complain(str(error), 0)
-                    continue
-                focal, origin = _camera(image, exif, args)
-                images.append(image)
-                focals.append(focal)
-                origins.append(origin)
-                loaded.append(index)
-            for index, origin, prediction in zip(loaded, origins, run(images, focals), strict=True):
-                written = []
-                for kind in args.save:
-                    suffix, write = OUTPUTS[kind]
-                    written.append(args.out / (stems[index] + suffix))
-                    write(prediction, written[-1], args)
-                if few:
-                    print(_describe(paths[index], prediction, origin, written))
-                done += 1
-            bar.update(len(batch))
-    print(f"{done} {'image' if done == 1 else 'images'}: {', '.join(args.save)} in {args.out}{os.sep}")
-    return _complain(f"{len(failures)} of {len(failures) + done} could not be read", 1) if failures else 0
+    if args.near is not None and args.far is not None and args.near >= args.far:
+        raise ValueError(f"--near {args.near:g} must be below --far {args.far:g}")
+    _check_inputs(args.inputs)
+    args.kinds = {kind: KINDS[kind] for kind in args.save or ("depth16", "color")}
+    args.video_kinds = {kind: VIDEO_KINDS[kind] for kind in args.save or ("color",) if kind in VIDEO_KINDS}
+    args.videos = [text for text in args.inputs if text.lower().endswith(VIDEOS)]
+    if args.videos and not args.video_kinds:
+        raise ValueError(
+            f"{args.videos[0]}: a video is saved as color or panel, not as {', '.join(args.save)}"
+        )
+    args.file = _file_by_kind(args)
+    args.out = Path(args.out)
+    from depthzoo.cli_predict import predict
+
+    return predict(args)
 
 
-def _camera(image: Pixels, exif: float | None, args: argparse.Namespace) -> tuple[Focal, str]:
-    """The focal length of an image, and where it comes from."""
-    if args.fov is not None:
-        return focal_length(image.shape[1], args.fov), "given"
-    if args.focal == "canonical" or (args.focal is None and exif is None):
-        return "canonical", "canonical"
-    return (exif, "EXIF") if args.focal is None else (args.focal, "given")
+def _file_by_kind(args: argparse.Namespace) -> dict[str, Path] | None:
+    """The file that --out names, by the kind that its name chooses; None if --out is a folder."""
+    path, out = Path(args.out), f"--out {args.out}"
+    if path.is_dir() or args.out.endswith(("/", os.sep)) or not (path.suffix or path.is_file()):
+        return None
+    kinds = VIDEO_FILE_KINDS if args.inputs[0].lower().endswith(VIDEOS) else FILE_KINDS
+    kind = next((kind for end, kind in kinds.items() if path.name.lower().endswith(end)), None)
+    if kind is None:
+        ends = ", ".join(kinds)
+        raise ValueError(f"{out}: expected a folder (a new one with a dot ends in /), or a file in {ends}")
+    if len(args.inputs) > 1 or os.path.isdir(args.inputs[0]):
+        raise ValueError(f"{out}: is a file, which takes one image; for several give a folder")
+    if args.save:
+        raise ValueError(
+            f"{out}: the name of a file chooses what is saved ({kind}); leave out --save, or give a folder"
+        )
+    if path.is_file() and args.inputs[0] != "-" and path.samefile(args.inputs[0]):
+        raise ValueError(f"{out}: is the input itself")
+    return {kind: path}
 
 
-def _describe(path: Path, prediction: Prediction, origin: str, written: list[Path]) -> str:
-    depth = prediction.depth
-    near, middle, far = float(depth.min()), float(np.median(depth)), float(depth.max())
-    return (
-        f"{path}: {depth.shape[1]}x{depth.shape[0]}, near {near:.2f} m, median {middle:.2f} m, "
-        f"far {far:.2f} m, focal length {prediction.focal_px:.0f} px ({origin}) -> {', '.join(map(str, written))}"
-    )
+def _check_inputs(inputs: Sequence[str]) -> None:
+    """Raise at once if there is no input at all, as after a typing error, rather than once PyTorch is loaded."""
+    for text in inputs:
+        if text.startswith(("http://", "https://")):
+            raise ValueError(f"{text}: URLs are not read; try: curl -sL URL | depthzoo predict -")
+    if not any(text == "-" or os.path.lexists(text) for text in inputs):
+        raise ValueError("; ".join(f"{text}: no such file or folder" for text in inputs[:3]))
 
 
-def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """Return a name for the outputs of each path: its stem, or ``stem-2`` for the second path of the same stem.
-
-    Names that differ only in case count as the same, as on some file systems.
-    """
-    taken: set[str] = set()
-    stems = []
-    for path in paths:
-        stem, number = path.stem, 2
-        while stem.casefold() in taken:
-            stem, number = f"{path.stem}-{number}", number + 1
-        taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
+def _export(args: argparse.Namespace) -> int:
+    script = Path(__file__).resolve().parents[1] / "export" / "to_onnx.py"
+    if not script.is_file():
+        raise ValueError(
+            f"only a clone has the exporter: git clone {REPOSITORY} && pip install -e './depthzoo[export]'"
+        )
+    with subprocess.Popen([sys.executable, str(script), *args.rest]) as process:
+        while True:
+            # Ctrl-C reaches the exporter too, which ends and says so.
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
