@@ -129,7 +129,9 @@ def _read(path: Path) -> tuple[Pixels, float | None]:
 
 def _read_bytes(data: bytes | bytearray, name: str) -> tuple[Pixels, float | None]:
     if not isinstance(data, (bytes, bytearray)):
-        raise TypeError(f"{name}: read() returned {type(data).__name__}, expected bytes: open it in mode 'rb'")
+        raise TypeError(
+            f"{name}: read() returned {type(data).__name__}, expected bytes: open it in mode 'rb'"
+        )
     if not data:
         raise ValueError(f"{name}: empty, or already read to its end")
     return _open(io.BytesIO(data), name)

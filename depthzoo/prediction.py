@@ -115,9 +115,10 @@ class Prediction:
 
         Args:
             stride: take every ``stride``-th pixel of every ``stride``-th row.
-            max_edge: leave out pixels next to which the depth changes by more than this many metres per metre sideways.
-                None keeps all.
-            up: "-y" for x right, y down, z forward, as in OpenCV; "y" for x right, y up, z backward, as in most viewers.
+            max_edge: leave out pixels next to which the depth changes by more than this many metres per metre
+                sideways. None keeps them.
+            up: "-y" for x right, y down, z forward, as in OpenCV; "y" for x right, y up, z backward, as in most
+                viewers.
 
         Raises:
             ValueError: for a stride below 1, a max_edge that is not positive, or another ``up``.
@@ -247,8 +248,7 @@ class Predictor:
         flip: bool = False,
     ) -> None:
         self.device = select_device(device)
-        if not isinstance(model, nn.Module):
-            model = models.load(model)
+        model = model if isinstance(model, nn.Module) else models.load(model)
         card = getattr(model, "card", None) or {}
         height, width = size or card.get("size") or DEFAULT_SIZE
         self.size = (int(height), int(width))
@@ -404,9 +404,7 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def resolve_focal(
-    focal: Focal, exif: float | None, shape: Sequence[int]
-) -> tuple[float, FocalSource]:
+def resolve_focal(focal: Focal, exif: float | None, shape: Sequence[int]) -> tuple[float, FocalSource]:
     """Return the focal length of an image in pixels, and where it comes from.
 
     Args:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,7 +216,9 @@ def point_grid(
     z = depth[::stride, ::stride].astype(np.float32)
     keep = valid_mask(z)
     if max_edge is not None:
-        known = np.where(keep, z, np.nan)  # a comparison with NaN is False: beside an unknown depth is no edge
+        known = np.where(
+            keep, z, np.nan
+        )  # a comparison with NaN is False: beside an unknown depth is no edge
         for here, there in (np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]):
             a, b = known[here], known[there]
             edge = np.abs(a - b) * np.float32(focal / stride) > np.minimum(a, b) * np.float32(max_edge)
@@ -302,5 +304,4 @@ def to_glb(points: NDArray[Any], keep: NDArray[np.bool_], image: Pixels, stride:
         tree["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
         tree["extensionsUsed"] = ["KHR_materials_unlit"]
 
-    content: bytes = mesh.export(file_type="glb", tree_postprocessor=unlit)
-    return content
+    return cast(bytes, mesh.export(file_type="glb", tree_postprocessor=unlit))

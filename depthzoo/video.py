@@ -1,0 +1,182 @@
+"""Predict the depth of a video. Needs PyAV: pip install av."""
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+
+from depthzoo.errors import reworded
+from depthzoo.files import atomic_write
+from depthzoo.images import Pixels
+from depthzoo.prediction import Focal, Prediction, Predictor
+from depthzoo.visualize import DEFAULT_COLORMAP, colorize, percentile_range
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+
+FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+SAMPLES = 16  # at least so many frames of a longer video give the color scale
+BT709 = 1  # the color space that players expect
+CLOCK = 90_000  # ticks a second, as in MPEG
+
+
+def predict_video(
+    predictor: Predictor,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    colormap: str = DEFAULT_COLORMAP,
+    near: float | None = None,
+    far: float | None = None,
+    focal_px: Focal = None,
+    side_by_side: bool = False,
+    progress: bool | None = None,
+) -> int:
+    """Write a video of the colored depth of each frame of a video.
+
+    Each frame is predicted by itself. One color scale holds for the whole video; the file's comment states it. The
+    frames keep their size and their times; the sound is left out.
+
+    Args:
+        predictor: predicts ``predictor.batch_size`` frames at a time.
+        source: a video that FFmpeg reads.
+        target: the file to write, .mp4, .mov or .mkv, with H.264.
+        colormap: one of ``depthzoo.colormaps.COLORMAPS``.
+        near, far: metres of the first and last color; by default the 1st and 99th percentile of frames that are spread
+            over the video, for which it is read twice.
+        focal_px: focal length in pixels of the frames, or "canonical"; see :class:`depthzoo.Predictor`.
+        side_by_side: draw each frame to the left of its depth.
+        progress: show a progress bar; if None, only when stderr is a terminal.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ImportError: if PyAV is not installed.
+        OSError: if a file cannot be opened or written.
+        ValueError: if ``source`` is not a video, ``target`` has another suffix or is ``source``, near is not below far,
+            or for an unknown colormap or a bad focal length.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ImportError("videos need PyAV: pip install av") from None
+
+    source, target = (Path(os.path.expanduser(path)) for path in (source, target))
+    if target.suffix.lower() not in FORMATS:
+        raise ValueError(f"{target}: the name must end in {' or '.join(FORMATS)}")
+    if source.resolve() == target.resolve():
+        raise ValueError(f"{source}: is both source and target")
+    colorize(np.ones((1, 1)), colormap, near, far)  # raises before the work for a bad color scale
+    with _open(source) as opened:
+        rate = opened.streams.video[0].average_rate or 30
+    hidden = None if progress is None else not progress  # None: unless stderr is a terminal
+    total = None
+    if near is None or far is None:
+        total, samples = _spread(tqdm(_frames(source), "color scale", unit="frame", disable=hidden))
+        low, high = percentile_range(*(predictor(_pixels(frame), focal_px).depth for frame in samples))
+        near, far = low if near is None else near, high if far is None else far
+        if near >= far:
+            far = near + 1e-3
+    frames = tqdm(_frames(source), "depth", total, unit="frame", disable=hidden)
+    stream, count, last = None, 0, -1
+    with atomic_write(target) as temporary:
+        try:
+            with av.open(str(temporary), "w", format=FORMATS[target.suffix.lower()]) as container:
+                container.metadata["comment"] = f"depth {near:.3f} to {far:.3f} m, {colormap}"
+                for frame, prediction in _predict(predictor, frames, focal_px):
+                    pixels = colorize(prediction.depth, colormap, near, far)
+                    if side_by_side:
+                        pixels = np.concatenate([prediction.image, pixels], axis=1)
+                    height, width = (side + side % 2 for side in pixels.shape[:2])  # H.264 needs even sides
+                    if stream is None:
+                        stream = container.add_stream("libx264", rate, {"crf": "18"})
+                        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                        stream.codec_context.time_base = Fraction(1, CLOCK)
+                        stream.colorspace = stream.color_primaries = stream.color_trc = BT709
+                    even = np.pad(
+                        pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), "edge"
+                    )
+                    picture = av.VideoFrame.from_ndarray(even).reformat(
+                        format="yuv420p", dst_colorspace=BT709
+                    )
+                    time = frame.time
+                    last = (
+                        max(last + 1, round(time * CLOCK)) if time is not None else last + round(CLOCK / rate)
+                    )
+                    picture.pts, picture.time_base = last, Fraction(1, CLOCK)
+                    container.mux(stream.encode(picture))
+                    count += 1
+                if stream is None:
+                    raise ValueError(f"{source}: no frame of it can be decoded")
+                container.mux(stream.encode(None))
+        except av.FFmpegError as error:
+            raise OSError(f"{target}: {error.strerror}") from None
+    return count
+
+
+def _open(path: Path) -> "InputContainer":
+    import av
+
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise reworded(error, f"{path}: cannot be read as a video: {error.strerror}") from None
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"{path}: holds no video")
+    return container
+
+
+def _frames(path: Path) -> Iterator["VideoFrame"]:
+    """Decode a video. Damaged parts are left out, with a warning."""
+    import av
+
+    damaged = 0
+    with _open(path) as container:
+        packets = container.demux(container.streams.video[0])
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                frames = packet.decode()
+            except av.FFmpegError:
+                damaged += 1
+                continue
+            yield from frames
+    if damaged:
+        warnings.warn(f"{path}: {damaged} damaged packets are left out", stacklevel=2)
+
+
+def _spread(frames: Iterable["VideoFrame"]) -> tuple[int, list["VideoFrame"]]:
+    """Count the frames and take SAMPLES to twice as many of them, at equal distances."""
+    kept: list[VideoFrame] = []
+    step, count = 1, 0
+    for frame in frames:
+        if count % step == 0:
+            kept.append(frame)
+        if len(kept) == 2 * SAMPLES:
+            kept, step = kept[::2], 2 * step
+        count += 1
+    return count, kept
+
+
+def _predict(
+    predictor: Predictor, frames: Iterable["VideoFrame"], focal_px: Focal
+) -> Iterator[tuple["VideoFrame", Prediction]]:
+    frames = iter(frames)
+    while batch := list(itertools.islice(frames, predictor.batch_size)):
+        yield from zip(batch, predictor([_pixels(frame) for frame in batch], focal_px), strict=True)
+
+
+def _pixels(frame: "VideoFrame") -> Pixels:
+    """The upright frame, (H, W, 3) RGB: phones store how they were held."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
