@@ -9,14 +9,14 @@ import contextlib
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from depthzoo import __version__
-from depthzoo.errors import suggest
 
 REPOSITORY = "https://github.com/org/depthzoo"
 # What is written for an image, by kind: the end of the file's name. Of a video the pictures, as .mp4.
@@ -28,6 +28,7 @@ KINDS = {
     "ply": ".ply",
     "glb": ".glb",
 }
+DEFAULT_KINDS = ("depth16", "color")
 VIDEO_KINDS = {"color": ".color.mp4", "panel": ".panel.mp4"}
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 # Kinds of a file given by --out. The end of its name decides, the longest first; any other picture is in color.
@@ -50,10 +51,11 @@ kinds for --save:
   ply      colored point cloud in metres
   glb      the same for 3D viewers, browsers and phones; needs trimesh
 
-Outputs have the name of their image and mirror its folders: with -r, photos/day1/a.jpg becomes out/day1/a.depth.png.
-A video becomes one colored video, NAME.depth.mp4.
+Outputs are named after their input and mirror its folders: with -r, photos/day1/a.jpg in photos becomes
+out/day1/a.depth.png. A video is saved as color (the default) or panel: NAME.color.mp4, with one color scale.
+Videos in folders are not taken; name them.
 
-exit codes: 0 done; 1 some inputs could not be read; 2 wrong usage, or nothing could be done; 130 interrupted
+exit codes: 0 done; 1 some inputs failed; 2 wrong usage, or nothing could be done; 130 interrupted
 
 examples:
   depthzoo predict photo.jpg
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; by default those of the process.
 
     Returns:
-        The exit code: 0 done; 1 some inputs could not be read; 2 wrong usage, or nothing could be done;
+        The exit code: 0 done; 1 some inputs failed; 2 wrong usage, or nothing could be done;
         130 interrupted; 141 the reader of the output is gone.
     """
     try:
@@ -82,22 +84,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and args.run is not _export:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = rest
+        if args.run is None:
+            parser.print_help()
+            return 0
         code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        return complain("interrupted", 130)
+        return _complain("interrupted", 130)
     except BrokenPipeError:
         # Python flushes stdout once more at exit, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, ImportError) as error:
-        return complain(f"error: {error}", 2)
+        return _complain(f"error: {error}", 2)
 
 
-def complain(message: str, code: int = 0) -> int:
+@contextlib.contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """End the process at Ctrl-C. Of the packages imported meanwhile some swallow a KeyboardInterrupt."""
+
+    def stop(*_: object) -> None:
+        os._exit(_complain("interrupted", 130))
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _complain(message: str, code: int = 0) -> int:
     """Write one line to stderr, and return ``code``."""
     print("depthzoo: " + " ".join(message.split()), file=sys.stderr)
     return code
@@ -113,7 +132,7 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="depthzoo", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"depthzoo {__version__}")
-    parser.set_defaults(run=lambda args: parser.print_help() or 0)
+    parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     text = "List the models, with the size and the accuracy of their weights."
@@ -150,7 +169,7 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     add("-r", "--recursive", action="store_true", help="descend into the folders of a folder")
 
     add = command.add_argument_group("output").add_argument
-    out_help = "folder to write to (out); for one input also a file, whose suffix is that of a kind"
+    out_help = "folder to write to (out); for one input also a file, whose name ends as that of a kind"
     add("-o", "--out", default="out", metavar="PATH", help=out_help)
     kinds = f"any of {', '.join(KINDS)} ({','.join(DEFAULT_KINDS)})"
     add("--save", type=_kinds, action="extend", metavar="KIND,...", help=kinds)
@@ -160,7 +179,8 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
 
     add = command.add_argument_group("model").add_argument
     add("--model", metavar="NAME|FILE|RUN", help="see depthzoo list, which marks the default")
-    add("--weights", metavar="TAG|FILE|RUN", help="see depthzoo info NAME (the model's default)")
+    weights = "see depthzoo info NAME (the model's default)"
+    add("--weights", default="DEFAULT", metavar="TAG|FILE|RUN", help=weights)
     add("--device", type=_device, metavar="cpu|cuda|mps", help="(CUDA if there is a GPU, else the CPU)")
     add("--batch-size", type=_at_least_one, metavar="N", help="images predicted together (CPU 1, else 8)")
     add("--size", type=_size, metavar="HxW", help="working size of the model (that of the weights)")
@@ -243,21 +263,23 @@ def _kinds(text: str) -> list[str]:
     kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
     for kind in kinds:
         if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: {suggest(kind, KINDS)}")
+            raise argparse.ArgumentTypeError(f"unknown kind {kind!r}: there are {', '.join(KINDS)}")
     if not kinds:
         raise argparse.ArgumentTypeError(f"expected some of {', '.join(KINDS)}")
     return kinds
 
 
 def _list(args: argparse.Namespace) -> int:
-    from depthzoo.cli_info import print_models
+    with _stopped_at_once():
+        from depthzoo.cli_info import print_models
 
     print_models(args.pattern)
     return 0
 
 
 def _info(args: argparse.Namespace) -> int:
-    from depthzoo.cli_info import print_info
+    with _stopped_at_once():
+        from depthzoo.cli_info import print_info
 
     print_info(args.name, args.json)
     return 0
@@ -267,16 +289,19 @@ def _predict(args: argparse.Namespace) -> int:
     if args.near is not None and args.far is not None and args.near >= args.far:
         raise ValueError(f"--near {args.near:g} must be below --far {args.far:g}")
     _check_inputs(args.inputs)
-    args.kinds = {kind: KINDS[kind] for kind in args.save or ("depth16", "color")}
+    args.kinds = {kind: KINDS[kind] for kind in args.save or DEFAULT_KINDS}
     args.video_kinds = {kind: VIDEO_KINDS[kind] for kind in args.save or ("color",) if kind in VIDEO_KINDS}
     args.videos = [text for text in args.inputs if text.lower().endswith(VIDEOS)]
     if args.videos and not args.video_kinds:
         raise ValueError(
             f"{args.videos[0]}: a video is saved as color or panel, not as {', '.join(args.save)}"
         )
+    if args.videos and args.fov is not None:
+        raise ValueError(f"{args.videos[0]}: --fov is for images; give --focal, in pixels, for a video")
     args.file = _file_by_kind(args)
     args.out = Path(args.out)
-    from depthzoo.cli_predict import predict
+    with _stopped_at_once():
+        from depthzoo.cli_predict import predict
 
     return predict(args)
 
@@ -321,4 +346,5 @@ def _export(args: argparse.Namespace) -> int:
         while True:
             # Ctrl-C reaches the exporter too, which ends and says so.
             with contextlib.suppress(KeyboardInterrupt):
-                return process.wait()
+                code = process.wait()
+                return code if code >= 0 else 128 - code  # ended by a signal

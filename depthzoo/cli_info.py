@@ -67,15 +67,14 @@ def print_info(source: str, as_json: bool = False) -> None:
     if source not in list_models() and zoo_weights.is_path(source, source):
         path = zoo_weights.find("", Path(source))
         name = zoo_weights.model_of(path)
-        size = {"file": path.name, "bytes": path.stat().st_size}
-        cards = {str(path): zoo_weights.read_metadata(path) | size}
+        cards = {str(path): zoo_weights.read_metadata(path) | {"bytes": path.stat().st_size}}
     else:
         name = source
         get_builder(name)  # raises for an unknown name
-        cards = {
-            f"{tag} (the default)" if index == 0 else tag: zoo_weights.card(name, tag)
-            for index, tag in enumerate(zoo_weights.tags(name))
-        }
+        cards = {}
+        for tag in zoo_weights.tags(name):
+            card = zoo_weights.card(name, tag)
+            cards[f"{tag}{'' if cards else ' (the default)'}, {card['file']}"] = card
     if as_json:
         print(json.dumps(list(cards.values()), indent=2))
         return
@@ -87,7 +86,7 @@ def print_info(source: str, as_json: bool = False) -> None:
     if not cards:
         print(f"{_parameters(name):,} parameters; no trained weights yet")
     for label, card in cards.items():
-        for key, text in [("weights", label), *_facts(card)]:
+        for key, text in [("weights", f"{label}, {_megabytes(card)}"), *_facts(card)]:
             lines = [textwrap.fill(line, width - 14) for line in text.splitlines()]
             print(f"{key:<12}  " + textwrap.indent("\n".join(lines), " " * 14).lstrip())
         print()
@@ -95,7 +94,6 @@ def print_info(source: str, as_json: bool = False) -> None:
 
 def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The entries of a card in words; it may lack any of them."""
-    yield "file", f"{card['file']}, {_megabytes(card)}"
     if "parameters" in card:
         yield "parameters", f"{card['parameters']:,}"
     if card.get("arguments"):
@@ -118,8 +116,9 @@ def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if camera := card.get("camera"):
         yield "camera", _camera(camera)
     yield from _accuracy(card)
-    if limits := [limit for limit in card.get("limits", ()) if not limit.startswith("Terms of")]:
-        yield "limits", "\n".join(f"- {limit}" for limit in limits)
+    # The camera and the terms have lines of their own.
+    if limits := [text for text in card.get("limits", ()) if not text.startswith(("One camera", "Terms of"))]:
+        yield "limits", "\n".join(f"- {text}" for text in limits)
     if card.get("terms"):
         yield "terms", _each_once(card["terms"])
 

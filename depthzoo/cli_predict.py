@@ -80,11 +80,12 @@ def predict(args: argparse.Namespace) -> int:
 def find_tasks(args: argparse.Namespace) -> tuple[list[Task], dict[str, str]]:
     """Return the images and videos that the inputs name, and what is wrong with other inputs."""
     roots: dict[Path, Path] = {}
-    failures = {}
+    failures: dict[str, str] = {}
     seen = set()
     for text in args.inputs:
         paths, messages = ([STDIN], []) if text == "-" else find_images([text], args.recursive)
-        failures |= {text: message for message in messages}
+        if messages:
+            failures[text] = messages[0]
         root = Path(text) if os.path.isdir(text) else Path(text).parent
         for path in paths:
             if path.resolve() not in seen:
@@ -151,9 +152,13 @@ def _predict_images(
             focals.append(resolve_focal(focal, exif, image.shape[:2]))
         predictions = run(images, [pixels for pixels, _ in focals])
         for task, prediction, (_, origin) in zip(loaded, predictions, focals, strict=True):
-            for kind, path in task.outputs.items():
-                WRITERS[kind](prediction, path, args)
-            report.predicted(task, prediction, origin)
+            try:
+                for kind, path in task.outputs.items():
+                    WRITERS[kind](prediction, path, args)
+            except ValueError as error:  # as of a --near beyond all depth of this image
+                report.failed(str(task.source), f"{task.source}: {error}")
+            else:
+                report.predicted(task, prediction, origin)
 
 
 def _predict_videos(
@@ -213,7 +218,7 @@ class Report:
         self.bar.update()
 
     def filmed(self, task: Task, frames: int) -> None:
-        self._print(f"{frames} frames", task, frames=frames)
+        self._print(f"{frames} {'frame' if frames == 1 else 'frames'}", task, frames=frames)
         self.done += 1
         self.bar.update()
 
