@@ -78,7 +78,7 @@ def print_info(source: str, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(list(cards.values()), indent=2))
         return
-    width = min(shutil.get_terminal_size().columns, 110)
+    width = min(max(shutil.get_terminal_size().columns, 80), 110)
     summary = (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0].replace("``", "")
     print(f"{name}\n")
     for paragraph in summary.split("\n\n"):
