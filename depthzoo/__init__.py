@@ -1,7 +1,7 @@
 """depthzoo: depth in metres from one image.
 
 >>> import depthzoo
->>> model = depthzoo.create_model("unet_resnet50")          # trained
+>>> model = depthzoo.load("unet_resnet50")                  # trained; or a .safetensors file, or a run folder
 >>> prediction = depthzoo.Predictor(model)("photo.jpg")
 >>> prediction.depth                                        # float32, (H, W), metres
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from depthzoo.images import load_image
     from depthzoo.losses import DepthLoss, create_loss, list_losses, register_loss
     from depthzoo.metrics import DepthMetrics
-    from depthzoo.models import DepthModel, create_model, list_models, register_model
+    from depthzoo.models import DepthModel, create_model, from_pretrained, list_models, load, register_model
     from depthzoo.models.dispnet import dispnet_vgg16
     from depthzoo.models.mobilenet import unet_mobilenet_v3
     from depthzoo.models.resnet import unet_resnet50, unet_resnet50_heavy
@@ -31,7 +31,7 @@ else:
         "images": ("load_image",),
         "losses": ("DepthLoss", "create_loss", "list_losses", "register_loss"),
         "metrics": ("DepthMetrics",),
-        "models": ("DepthModel", "create_model", "list_models", "register_model"),
+        "models": ("DepthModel", "create_model", "from_pretrained", "list_models", "load", "register_model"),
         "models.dispnet": ("dispnet_vgg16",),
         "models.mobilenet": ("unet_mobilenet_v3",),
         "models.resnet": ("unet_resnet50", "unet_resnet50_heavy"),
@@ -76,8 +76,10 @@ __all__ = [
     "create_loss",
     "create_model",
     "dispnet_vgg16",
+    "from_pretrained",
     "list_losses",
     "list_models",
+    "load",
     "load_image",
     "predictor",
     "register_loss",

@@ -6,7 +6,16 @@ from collections.abc import Iterable
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be found, downloaded, read or fitted to a model."""
+    """Weights that cannot be found, downloaded, read or fitted to a model.
+
+    Attributes:
+        problem: the message without the advice.
+        advice: what to do in Python, the end of the message; "" if there is none.
+    """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem, self.advice = problem, advice
 
 
 class DatasetError(ValueError):

@@ -45,7 +45,8 @@ class DepthLoss(nn.Module):
             )
         if mask.dtype != torch.bool:
             raise ValueError(f"{type(self).__name__}: mask must be bool, got {mask.dtype}")
-        with torch.autocast(prediction.device.type, enabled=False):
+        # Autocast does not know the meta device.
+        with torch.autocast("cpu" if prediction.is_meta else prediction.device.type, enabled=False):
             # Ones outside the mask, so that NaN there reaches neither the loss nor a gradient.
             p = torch.where(mask, prediction.float(), 1.0)
             d = torch.where(mask, target.float(), 1.0)

@@ -59,8 +59,9 @@ def _entry(model: str, tag: str) -> dict[str, Any]:
     manifest = _read_json(MANIFEST)
     if model not in manifest:
         raise WeightsError(
-            f"{model}: no trained weights, asked for {tag!r}; weights=None builds it untrained; "
-            f"models with trained weights: {', '.join(sorted(manifest)) or 'none yet'}"
+            f"{model}: no trained weights, asked for {tag!r}; "
+            f"models with trained weights: {', '.join(sorted(manifest)) or 'none yet'}",
+            "weights=None builds it untrained",
         )
     entries = manifest[model]
     found = next(iter(entries)) if tag == "DEFAULT" else tag
@@ -153,8 +154,9 @@ def download(entry: dict[str, Any], path: Path, progress: bool | None = None) ->
     # RuntimeError is torch.hub's for a wrong digest.
     except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
         raise WeightsError(
-            f"cannot download {url}: {one_line(error)}; put the file at {path}, set DEPTHZOO_WEIGHTS_URL to a mirror, "
-            f"or use weights=None for an untrained model"
+            f"cannot download {url}: {one_line(error)}; "
+            f"put the file at {path}, or set DEPTHZOO_WEIGHTS_URL to a mirror",
+            "weights=None builds an untrained model",
         ) from error
 
 
@@ -167,7 +169,9 @@ def model_of(path: str | os.PathLike[str]) -> str:
     file = _find_path(Path(path).expanduser())
     name = read_metadata(file).get("model")
     if not isinstance(name, str):
-        raise WeightsError(f"{file}: does not say which model it is for; name the model too")
+        raise WeightsError(
+            f"{file}: does not say which model it is for", "create_model(NAME, weights=FILE) loads it"
+        )
     return name
 
 
@@ -203,9 +207,14 @@ def load_into(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a weights file into ``model``, all of it or nothing; the model keeps its dtypes and devices.
 
     Raises:
-        WeightsError: for an unreadable file, or tensors that are missing, unexpected, of another shape or not finite;
-            the first of them are named.
+        WeightsError: for an unreadable file, tensors that are missing, unexpected, of another shape or not finite (the
+            first of them are named), or a model on the meta device.
     """
+    name = getattr(model, "name", "") or type(model).__name__
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise WeightsError(
+            f"{name}: is on the meta device, which holds no values", "weights=None builds it without a file"
+        )
     metadata, state = _read(path, tensors=True)
     own = model.state_dict()
     shapes = [
@@ -220,7 +229,6 @@ def load_into(model: nn.Module, path: str | os.PathLike[str]) -> None:
         _named("non-finite values", [name for name, tensor in state.items() if not _is_finite(tensor)]),
     ]
     if any(problems):
-        name = getattr(model, "name", "") or type(model).__name__
         origin = metadata.get("model", name)
         says = f", its header says that it is for {origin!r}" if origin != name else ""
         what = "; ".join(filter(None, problems))

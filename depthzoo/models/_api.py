@@ -4,14 +4,28 @@ import fnmatch
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from depthzoo import weights as zoo_weights
 from depthzoo.errors import WeightsError, one_line, suggest
-from depthzoo.models.base import DepthHead, DepthModel
+from depthzoo.models.base import DepthHead, DepthModel, Head
 
 Weights: TypeAlias = str | os.PathLike[str] | None  # "DEFAULT", a tag, a path, or None
 Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+class BuilderOptions(TypedDict, total=False):
+    """Options of the builders, for type checkers; see their docstrings. ``width`` is that of the U-Nets of 2015."""
+
+    encoder_weights: Weights
+    head: Head
+    out_channels: int
+    min_depth: float
+    max_depth: float
+    mean_depth: float
+    width: int
+
 
 BUILDERS: dict[str, Callable[..., Any]] = {}
 
@@ -51,17 +65,28 @@ def get_builder(name: str) -> Callable[..., Any]:
     return BUILDERS[name]
 
 
-def create_model(name: str, *, weights: Weights = "DEFAULT", **options: Any) -> DepthModel:
+def create_model(
+    name: str,
+    *,
+    weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
+    **options: Unpack[BuilderOptions],
+) -> DepthModel:
     """Build a model by name.
+
+    >>> create_model("unet_resnet50")                        # trained
+    >>> create_model("unet_resnet50", pretrained=False, max_depth=80.0, mean_depth=15.0)
 
     Args:
         name: one of :func:`list_models`.
         weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file or a run folder, or None for random
             initialization, which reads no file and uses no network.
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         **options: the options of the builder, see its docstring.
 
     Raises:
-        ValueError: for an unknown name (the closest ones are suggested), or weights that cannot be loaded.
+        ValueError: for an unknown name (the closest ones are suggested), weights that cannot be loaded, or options that
+            contradict them.
         TypeError: for an option that the builder does not have (the closest ones are suggested).
     """
     builder = get_builder(name)
@@ -69,14 +94,78 @@ def create_model(name: str, *, weights: Weights = "DEFAULT", **options: Any) -> 
     for option in options:
         if option not in parameters:
             raise TypeError(f"{name}: unknown option {option!r}: {suggest(option, parameters)}")
-    model: DepthModel = builder(weights=weights, **options)
+    model: DepthModel = builder(weights=_weights(name, weights, pretrained), **options)
     return model
+
+
+def load(source: str | os.PathLike[str], **options: Any) -> DepthModel:
+    """Load a model from whatever names it.
+
+    >>> load("unet_resnet50")                                # of the zoo
+    >>> load("mine.safetensors")                             # written by model.save or by training
+    >>> load("runs/mine")                                    # a run of training
+
+    Args:
+        source: one of :func:`list_models`, a .safetensors file, or a folder with ``model.safetensors``, as a run of
+            training. A file's header says which model it is for, and with which options it was built.
+        **options: as for :func:`create_model`; a file takes no ``weights``.
+
+    Raises:
+        ValueError: for an unknown name (the closest ones are suggested), or a file that cannot be loaded.
+        TypeError: for an option that the builder does not have, or a source that is neither a name nor a path.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"source must be the name of a model or a path, not {type(source).__name__}")
+    if isinstance(source, str):
+        if source in BUILDERS:
+            return create_model(source, **options)
+        if not zoo_weights.is_path("", source):
+            raise ValueError(f"no model and no file {source!r}: {suggest(source, BUILDERS)}")
+    for option in options.keys() & {"weights", "pretrained"}:
+        raise TypeError(f"{os.fspath(source)}: is a weights file itself; {option} is for the name of a model")
+    name = zoo_weights.model_of(source)
+    if name not in BUILDERS:
+        raise WeightsError(
+            f"{os.fspath(source)}: is for the model {name!r}, which is not registered; there are: "
+            f"{', '.join(sorted(BUILDERS))}"
+        )
+    return create_model(name, weights=source, **options)
+
+
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> DepthModel:
+    """Load a model from the Hugging Face Hub, or from a folder that ``model.save_pretrained`` wrote.
+
+    Args:
+        source: a folder, or "USER/NAME" of a repository, which needs huggingface_hub, the extra ``hub``.
+        **options: of ``huggingface_hub.hf_hub_download``, as ``revision``, ``token`` and ``cache_dir``.
+
+    Raises:
+        ImportError: if huggingface_hub is missing.
+        WeightsError: if there is no such repository, or its weights cannot be loaded.
+    """
+    if os.path.isdir(source):
+        return load(Path(source))
+    from depthzoo.hub import download  # an extra
+
+    return load(download(os.fspath(source), **options))
+
+
+def _weights(name: str, weights: Weights, pretrained: bool | str | None) -> Weights:
+    """``weights`` as given in either way."""
+    if pretrained is None:
+        return weights
+    if weights != "DEFAULT":
+        raise ValueError(f"{name}: give weights or pretrained, not both")
+    if isinstance(pretrained, bool):
+        return "DEFAULT" if pretrained else None
+    return pretrained
 
 
 def build_model(
     network: Callable[..., DepthModel],
     name: str,
     weights: Weights,
+    pretrained: bool | str | None,
     encoder_weights: Weights,
     options: dict[str, Any],
     torchvision_weights: Any = None,
@@ -86,13 +175,14 @@ def build_model(
     Args:
         network: takes ``options`` and returns the model.
         name: name of the builder.
-        weights, encoder_weights: see the builders.
+        weights, pretrained, encoder_weights: see the builders.
         options: of ``network``; None is left out. Trained weights bring their own, which these must not contradict.
         torchvision_weights: torchvision's weights of the encoder; None if there are none.
 
     Raises:
         ValueError: for weights of another model, options that contradict the weights, or weights that cannot be loaded.
     """
+    weights = _weights(name, weights, pretrained)
     options = {key: value for key, value in options.items() if value is not None}
     if weights is None:
         model = network(**options)
@@ -100,7 +190,7 @@ def build_model(
         _load_encoder(model, encoder_weights, torchvision_weights)
         return model
     if encoder_weights is not None:
-        raise ValueError(f"{name}: encoder_weights are for a fresh model; add weights=None")
+        raise WeightsError(f"{name}: encoder_weights are for a fresh model", "add weights=None")
     path = zoo_weights.find(name, weights)
     card = zoo_weights.read_metadata(path)
     if card.get("model", name) != name:
@@ -110,7 +200,11 @@ def build_model(
     for key, value in options.items():
         trained = arguments.get(key, _default(network, key))
         if value != trained:
-            raise ValueError(f"{name}: {path.name} was trained with {key}={trained!r}, not {value!r}")
+            fresh = f"model.reset_head({key}={value!r}) gives trained weights a new head"
+            raise WeightsError(
+                f"{name}: {path.name} was trained with {key}={trained!r}, not {value!r}",
+                fresh if key in inspect.signature(DepthModel.reset_head).parameters else "",
+            )
     model = network(**arguments)
     model.name, model.arguments, model.card = name, arguments, card
     zoo_weights.load_into(model, path)

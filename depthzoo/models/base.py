@@ -1,14 +1,19 @@
 """The contract of every model: RGB in, depth in metres out."""
 
 import math
+import os
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depthzoo.models.layers import Decoder, Upsample2x, match_size
+from depthzoo.weights import save_weights
+
+Head: TypeAlias = Literal["sigmoid", "linear"]
 
 MIN_SIZE = 32
 # exp(mean(ln d)) over the valid pixels of the 795 NYU Depth V2 train frames, in metres.
@@ -57,21 +62,23 @@ class DepthHead(nn.Module):
             leave the range and become negative.
         min_depth, max_depth: range in metres.
         mean_depth: prediction of a fresh head, in metres; by default the log-mean depth of NYU Depth V2.
+        out_channels: channels of the prediction.
 
-    Shape: features (N, in_channels, H, W) to logits, and logits to depth, (N, 1, H, W).
+    Shape: features (N, in_channels, H, W) to logits, and logits to depth, (N, out_channels, H, W).
 
     Raises:
-        ValueError: for another activation, or unless 0 < min_depth < mean_depth < max_depth.
+        ValueError: for another activation, less than one channel, or unless 0 < min_depth < mean_depth < max_depth.
     """
 
     def __init__(
         self,
         in_channels: int,
         kernel: int = 1,
-        activation: str = "sigmoid",
+        activation: Head = "sigmoid",
         min_depth: float = 0.001,
         max_depth: float = 10.0,
         mean_depth: float = NYU_LOG_MEAN_DEPTH,
+        out_channels: int = 1,
     ) -> None:
         super().__init__()
         if activation not in ("sigmoid", "linear"):
@@ -80,16 +87,24 @@ class DepthHead(nn.Module):
             raise ValueError(
                 f"depths must be 0 < min_depth < mean_depth < max_depth, not {min_depth}, {mean_depth}, {max_depth}"
             )
+        if not isinstance(out_channels, int) or out_channels < 1:
+            raise ValueError(f"out_channels must be a whole number of 1 or more, not {out_channels!r}")
         self.activation, self.min_depth, self.max_depth = activation, float(min_depth), float(max_depth)
-        self.conv = nn.Conv2d(in_channels, 1, kernel, padding=kernel // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
         # Small weights: the first predictions are the bias, and the gradient still reaches the body.
         nn.init.normal_(self.conv.weight, std=0.01)
         fraction = (mean_depth - min_depth) / (max_depth - min_depth)
         bias = math.log(fraction / (1 - fraction)) if activation == "sigmoid" else mean_depth
         nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
 
+    def renewed(self, head: Head, **options: Any) -> "DepthHead":
+        """Return a fresh head for the same features, with the same dtype, device and mode."""
+        fresh = DepthHead(self.conv.in_channels, self.conv.kernel_size[0], head, **options)
+        return fresh.to(self.conv.weight).train(self.training)
+
     def logits(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
+        # Autocast does not know the meta device.
+        with torch.autocast("cpu" if features.is_meta else features.device.type, enabled=False):
             weight, bias = self.conv.weight.float(), self.conv.bias.float()  # type: ignore[union-attr]
             return F.conv2d(features.float(), weight, bias, padding=self.conv.padding)  # type: ignore[arg-type]
 
@@ -140,6 +155,12 @@ class DepthModel(nn.Module):
         """Return the logits of all heads, finest first, at their own sizes, from the normalized image."""
         raise NotImplementedError
 
+    @overload
+    def forward(self, image: Tensor, all_heads: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, image: Tensor, all_heads: Literal[True]) -> list[Tensor]: ...
+    @overload
+    def forward(self, image: Tensor, all_heads: bool) -> Tensor | list[Tensor]: ...
     def forward(self, image: Tensor, all_heads: bool = False) -> Tensor | list[Tensor]:
         """Predict depth for a batch of images.
 
@@ -148,12 +169,144 @@ class DepthModel(nn.Module):
             all_heads: also return the coarser predictions of a network that has them.
 
         Returns:
-            (N, 1, H, W) float32 metres; with ``all_heads`` a list, finest first, the first at the image's size and
-            the others at their own.
+            (N, 1, H, W) float32 metres, or as many channels as the head has; with ``all_heads`` a list, finest first,
+            the first at the image's size and the others at their own.
 
         Raises:
             ValueError: for another shape, a smaller image, or an integer dtype.
         """
+        normalized = self._normalized(image)
+        # Not in a graph, which may serve every size.
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._warn_of_size(image)
+        logits = self.predict_logits(normalized)
+        depth = self.head.depth(match_size(logits[0], image))
+        return [depth, *map(self.head.depth, logits[1:])] if all_heads else depth
+
+    if TYPE_CHECKING:  # that of nn.Module returns Any
+        __call__ = forward
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Return the features of the encoder, finest first.
+
+        Feature ``i`` is (N, C, H, W) with C = ``encoder.out_channels[i]`` channels and 1/``encoder.strides[i]`` of the
+        image's size. The size at which trained weights work best is ``card["size"]``.
+
+        Args:
+            image: as for :meth:`forward`.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        features: list[Tensor] = self.encoder(self._normalized(image))
+        return features
+
+    def reset_head(
+        self,
+        out_channels: int | None = None,
+        head: Head | None = None,
+        min_depth: float | None = None,
+        max_depth: float | None = None,
+        mean_depth: float | None = None,
+    ) -> Self:
+        """Replace the head (or all heads) by a fresh one for another range or number of channels, and return the model.
+
+        The encoder and the decoder keep their weights; the new head has to be trained. :attr:`arguments` is updated, so
+        that :meth:`save` and ``depthzoo.load`` keep the head. Metrics of the earlier weights leave :attr:`card`.
+        Arguments that are not given stay as they are.
+
+        Args:
+            out_channels: channels of the prediction, all in one range; ``depthzoo.Predictor`` takes the first as depth.
+            head: "sigmoid" (between min_depth and max_depth) or "linear".
+            min_depth, max_depth: range in metres.
+            mean_depth: first prediction of the new head, in metres; best exp(mean(ln d)) of the data to train on.
+
+        Raises:
+            ValueError: for another head, less than one channel, or unless 0 < min_depth < mean_depth < max_depth.
+        """
+        now = self.head
+        options: dict[str, Any] = {
+            "head": now.activation if head is None else head,
+            "out_channels": now.conv.out_channels if out_channels is None else out_channels,
+            "min_depth": now.min_depth if min_depth is None else min_depth,
+            "max_depth": now.max_depth if max_depth is None else max_depth,
+            "mean_depth": self.arguments.get("mean_depth", NYU_LOG_MEAN_DEPTH)
+            if mean_depth is None
+            else mean_depth,
+        }
+        heads = {name: module for name, module in self.named_modules() if isinstance(module, DepthHead)}
+        for name, old in heads.items():
+            self.set_submodule(name, old.renewed(**options))
+        self.arguments = self.arguments | options
+        self.card = self._inherited_card()
+        return self
+
+    def save(self, path: str | os.PathLike[str], *, half: bool = True, **card: Any) -> None:
+        """Write the weights to a .safetensors file, which ``depthzoo.load`` turns into this model again.
+
+        The header holds the model's name and arguments and a card. Of the card of the loaded weights it keeps the
+        working size, the camera, the terms, and what the weights were trained on (as ``initialised_from``), but no
+        figures: training has changed them. ``model.save(path, **model.card)`` keeps a card whole.
+
+        Args:
+            path: of the file; its folder is created.
+            half: store matrices as float16, as the zoo does; if False, as float32.
+            **card: entries of the card, JSON-serializable: ``size=[H, W]`` is the size that Predictor works at;
+                ``metrics``, ``dataset``, ``recipe`` and ``terms`` are shown by ``depthzoo info``.
+
+        Raises:
+            WeightsError: for weights that are not finite, a card that is not JSON, or a file that cannot be written.
+        """
+        facts = {"unit": "m", "parameters": sum(p.numel() for p in self.parameters())}
+        if self.head.activation == "sigmoid":
+            facts["depth_range"] = [self.min_depth, self.max_depth]
+        model = {"model": self.name, "arguments": self.arguments}
+        own = self._inherited_card() or {}
+        save_weights(path, self.state_dict(), own | facts | card | model, half=half)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, card: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Write ``model.safetensors``, ``config.json`` and ``README.md`` to a folder, as for the Hugging Face Hub.
+
+        ``depthzoo.load`` and ``depthzoo.from_pretrained`` read it. Needs huggingface_hub, the extra ``hub``.
+
+        Args:
+            folder: is created.
+            card: entries of the card; see :meth:`save`.
+            **options: of ``huggingface_hub.ModelHubMixin.save_pretrained``.
+        """
+        from depthzoo.hub import HubModel  # an extra
+
+        HubModel(self, card or {}, options.get("repo_id", "USER/NAME")).save_pretrained(
+            Path(folder), **options
+        )
+
+    def push_to_hub(self, repo_id: str, *, card: dict[str, Any] | None = None, **options: Any) -> str:
+        """Upload what :meth:`save_pretrained` writes to a repository of the Hugging Face Hub, and return its URL.
+
+        Args:
+            repo_id: "USER/NAME"; is created.
+            card: entries of the card; see :meth:`save`.
+            **options: of ``huggingface_hub.ModelHubMixin.push_to_hub``, as ``private`` and ``token``.
+        """
+        from depthzoo.hub import HubModel  # an extra
+
+        return HubModel(self, card or {}, repo_id).push_to_hub(repo_id, **options)
+
+    def _inherited_card(self) -> dict[str, Any] | None:
+        """What the card says of weights that are trained further."""
+        if self.card is None:
+            return None
+        kept = {key: self.card[key] for key in ("size", "camera", "terms") if key in self.card}
+        before = ("dataset", "recipe", "trained_on", "initialised_from", "mixed_with")
+        origin = {key: self.card[key] for key in before if self.card.get(key)}
+        if set(origin) == {"initialised_from"}:  # not trained since
+            origin = origin["initialised_from"]
+        return kept | ({"initialised_from": origin} if origin else {})
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        """The input of the encoder, in its dtype."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f"{self.name}: image must be (N, 3, H, W), got {tuple(image.shape)}")
         if image.shape[-2] < MIN_SIZE or image.shape[-1] < MIN_SIZE:
@@ -163,14 +316,9 @@ class DepthModel(nn.Module):
             )
         if not image.is_floating_point():
             raise ValueError(f"{self.name}: image must be float in [0, 1], got {image.dtype}; divide by 255")
-        # Not in a graph, which may serve every size.
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            self._warn_of_size(image)
         # The body may be in half precision; depth is float32 whatever it is.
-        dtype = next(self.parameters()).dtype
-        logits = self.predict_logits(self.normalize(image).to(dtype))
-        depth = self.head.depth(match_size(logits[0], image))
-        return [depth, *map(self.head.depth, logits[1:])] if all_heads else depth
+        normalized: Tensor = self.normalize(image)
+        return normalized.to(next(self.parameters()).dtype)
 
     def _warn_of_size(self, image: Tensor) -> None:
         if self.training or self._warned or not self.card or "size" not in self.card:

@@ -1,11 +1,13 @@
 """VGG16 with the DispNet decoder, which predicts depth at four scales."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, vgg16_bn
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head
 from depthzoo.models.layers import Upsample2x, match_size
 
 IMAGENET = VGG16_BN_Weights.IMAGENET1K_V1
@@ -41,10 +43,11 @@ class VGG16Encoder(Encoder):
 class DispNetVGG16(DepthModel):
     """VGG16 with five levels of transposed convolutions.
 
-    The four finest levels have a head, and each takes the coarser level's prediction as one more channel.
+    The four finest levels have a head, and each takes the coarser level's prediction (its first channel) as one more
+    channel.
     """
 
-    def __init__(self, head: str = "sigmoid", **depths: float) -> None:
+    def __init__(self, head: Head = "sigmoid", **options: Any) -> None:
         super().__init__()
         self.encoder = VGG16Encoder()
         *skips, below = (0, *self.encoder.out_channels)  # no skip at full size
@@ -56,7 +59,7 @@ class DispNetVGG16(DepthModel):
             self.up_features.append(nn.Sequential(up, nn.LeakyReLU(0.1, inplace=True)))
             self.conv.append(nn.Sequential(conv, nn.LeakyReLU(0.1, inplace=True)))
             if level > 0:
-                heads.append(DepthHead(width, kernel=3, activation=head, **depths))
+                heads.append(DepthHead(width, kernel=3, activation=head, **options))
             below = width
         self.coarse_heads = nn.ModuleList(heads[:-1])
         self.head = heads[-1]
@@ -77,7 +80,9 @@ class DispNetVGG16(DepthModel):
             if skip is not None:
                 parts.append(skip)
             if logits:
-                parts.append(match_size(self.up_logits(logits[-1]), finer).to(x.dtype))
+                # The first channel alone, so that a new head with other channels fits.
+                coarser = logits[-1] if logits[-1].shape[1] == 1 else logits[-1][:, :1]
+                parts.append(match_size(self.up_logits(coarser), finer).to(x.dtype))
             x = conv(torch.cat(parts, dim=1))
             if head is not None:
                 logits.append(head.logits(x))
@@ -88,8 +93,10 @@ class DispNetVGG16(DepthModel):
 def dispnet_vgg16(
     *,
     weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
     encoder_weights: Weights = None,
-    head: str | None = None,
+    head: Head | None = None,
+    out_channels: int | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
     mean_depth: float | None = None,
@@ -102,9 +109,11 @@ def dispnet_vgg16(
 
     Args:
         weights: "DEFAULT" or a tag (none yet), a path to a .safetensors file or a run folder, or None (random).
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         encoder_weights: with weights=None, "imagenet" (torchvision's IMAGENET1K_V1), a path to an encoder file, or
             None (random).
         head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        out_channels: channels of the prediction, all in one range; 1 by default.
         min_depth, max_depth: range in metres; 0.001 and 10 by default.
         mean_depth: prediction of a fresh model in metres; 2.54 by default.
 
@@ -114,5 +123,11 @@ def dispnet_vgg16(
     Raises:
         ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    options = {"head": head, "min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
-    return build_model(DispNetVGG16, "dispnet_vgg16", weights, encoder_weights, options, IMAGENET)
+    options = {
+        "head": head,
+        "out_channels": out_channels,
+        "min_depth": min_depth,
+        "max_depth": max_depth,
+        "mean_depth": mean_depth,
+    }
+    return build_model(DispNetVGG16, "dispnet_vgg16", weights, pretrained, encoder_weights, options, IMAGENET)

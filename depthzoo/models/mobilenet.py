@@ -1,10 +1,12 @@
 """A U-Net on a MobileNetV3-Large, for CPUs, edge devices and browsers."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Large_Weights, mobilenet_v3_large
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, UNet
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head, UNet
 from depthzoo.models.layers import Decoder, separable_conv
 
 IMAGENET = MobileNet_V3_Large_Weights.IMAGENET1K_V2
@@ -38,19 +40,21 @@ def _two_separable_convs(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-def _unet_mobilenet_v3(head: str = "sigmoid", **depths: float) -> UNet:
+def _unet_mobilenet_v3(head: Head = "sigmoid", **options: Any) -> UNet:
     encoder = MobileNetV3Encoder()
     widths = (192, 128, 64, 32)
     decoder = Decoder(encoder.out_channels, widths, conv=_two_separable_convs, narrow=320)
-    return UNet(encoder, decoder, DepthHead(widths[-1], kernel=3, activation=head, **depths))
+    return UNet(encoder, decoder, DepthHead(widths[-1], kernel=3, activation=head, **options))
 
 
 @register_model
 def unet_mobilenet_v3(
     *,
     weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
     encoder_weights: Weights = None,
-    head: str | None = None,
+    head: Head | None = None,
+    out_channels: int | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
     mean_depth: float | None = None,
@@ -62,9 +66,11 @@ def unet_mobilenet_v3(
     Args:
         weights: "DEFAULT" or a tag ("nyu", which works at 192x256), a path to a .safetensors file or a run folder, or
             None (random).
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         encoder_weights: with weights=None, "imagenet" (torchvision's IMAGENET1K_V2), a path to an encoder file, or
             None (random).
         head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        out_channels: channels of the prediction, all in one range; 1 by default.
         min_depth, max_depth: range in metres; 0.001 and 10 by default.
         mean_depth: prediction of a fresh model in metres; 2.54 by default.
 
@@ -75,5 +81,13 @@ def unet_mobilenet_v3(
     Raises:
         ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    options = {"head": head, "min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
-    return build_model(_unet_mobilenet_v3, "unet_mobilenet_v3", weights, encoder_weights, options, IMAGENET)
+    options = {
+        "head": head,
+        "out_channels": out_channels,
+        "min_depth": min_depth,
+        "max_depth": max_depth,
+        "mean_depth": mean_depth,
+    }
+    return build_model(
+        _unet_mobilenet_v3, "unet_mobilenet_v3", weights, pretrained, encoder_weights, options, IMAGENET
+    )

@@ -1,12 +1,13 @@
 """U-Nets on a ResNet-50: a lean one, and the widely published heavy one."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, resnet50
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, UNet
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head, UNet
 from depthzoo.models.layers import Decoder, conv_bn_relu, conv_transpose, double_conv, pointwise
 
 IMAGENET = ResNet50_Weights.IMAGENET1K_V2
@@ -52,25 +53,27 @@ class BridgedDecoder(Decoder):
         return super().forward([*features[:-1], self.bridge(features[-1])])
 
 
-def _unet_resnet50(head: str = "sigmoid", **depths: float) -> UNet:
+def _unet_resnet50(head: Head = "sigmoid", **options: Any) -> UNet:
     encoder = ResNet50Encoder()
     widths = (256, 128, 64, 32)
     decoder = Decoder(encoder.out_channels, widths, conv=conv_bn_relu, lateral=pointwise, narrow=widths[0])
-    return UNet(encoder, decoder, DepthHead(widths[-1], kernel=3, activation=head, **depths))
+    return UNet(encoder, decoder, DepthHead(widths[-1], kernel=3, activation=head, **options))
 
 
-def _unet_resnet50_heavy(head: str = "sigmoid", **depths: float) -> UNet:
+def _unet_resnet50_heavy(head: Head = "sigmoid", **options: Any) -> UNet:
     encoder = ResNet50Encoder(image_skip=True)
     decoder = BridgedDecoder(encoder.out_channels, (1024, 512, 256, 128, 64))
-    return UNet(encoder, decoder, DepthHead(64, kernel=1, activation=head, **depths))
+    return UNet(encoder, decoder, DepthHead(64, kernel=1, activation=head, **options))
 
 
 @register_model
 def unet_resnet50(
     *,
     weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
     encoder_weights: Weights = None,
-    head: str | None = None,
+    head: Head | None = None,
+    out_channels: int | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
     mean_depth: float | None = None,
@@ -83,9 +86,11 @@ def unet_resnet50(
     Args:
         weights: "DEFAULT" or a tag ("nyu", which works at 192x256), a path to a .safetensors file or a run folder, or
             None (random).
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         encoder_weights: with weights=None, "imagenet" (torchvision's IMAGENET1K_V2), a path to an encoder file, or
             None (random).
         head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        out_channels: channels of the prediction, all in one range; 1 by default.
         min_depth, max_depth: range in metres; 0.001 and 10 by default.
         mean_depth: prediction of a fresh model in metres; 2.54 by default.
 
@@ -96,16 +101,26 @@ def unet_resnet50(
     Raises:
         ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    options = {"head": head, "min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
-    return build_model(_unet_resnet50, "unet_resnet50", weights, encoder_weights, options, IMAGENET)
+    options = {
+        "head": head,
+        "out_channels": out_channels,
+        "min_depth": min_depth,
+        "max_depth": max_depth,
+        "mean_depth": mean_depth,
+    }
+    return build_model(
+        _unet_resnet50, "unet_resnet50", weights, pretrained, encoder_weights, options, IMAGENET
+    )
 
 
 @register_model
 def unet_resnet50_heavy(
     *,
     weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
     encoder_weights: Weights = None,
-    head: str | None = None,
+    head: Head | None = None,
+    out_channels: int | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
     mean_depth: float | None = None,
@@ -118,9 +133,11 @@ def unet_resnet50_heavy(
 
     Args:
         weights: "DEFAULT" or a tag (none yet), a path to a .safetensors file or a run folder, or None (random).
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         encoder_weights: with weights=None, "imagenet" (torchvision's IMAGENET1K_V2), a path to an encoder file, or
             None (random).
         head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        out_channels: channels of the prediction, all in one range; 1 by default.
         min_depth, max_depth: range in metres; 0.001 and 10 by default.
         mean_depth: prediction of a fresh model in metres; 2.54 by default.
 
@@ -130,7 +147,13 @@ def unet_resnet50_heavy(
     Raises:
         ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    options = {"head": head, "min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
+    options = {
+        "head": head,
+        "out_channels": out_channels,
+        "min_depth": min_depth,
+        "max_depth": max_depth,
+        "mean_depth": mean_depth,
+    }
     return build_model(
-        _unet_resnet50_heavy, "unet_resnet50_heavy", weights, encoder_weights, options, IMAGENET
+        _unet_resnet50_heavy, "unet_resnet50_heavy", weights, pretrained, encoder_weights, options, IMAGENET
     )

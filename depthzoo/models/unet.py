@@ -1,11 +1,12 @@
 """The U-Net of 2015 with padded convolutions and BatchNorm, with transposed convolutions or bilinear upsampling."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, UNet
+from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head, UNet
 from depthzoo.models.layers import Decoder, Upsample2x, conv_transpose, double_conv, pointwise
 
 
@@ -41,19 +42,21 @@ def _narrow_and_upsample(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(pointwise(in_channels, out_channels), Upsample2x())
 
 
-def _unet(bilinear: bool, head: str = "sigmoid", width: int = 64, **depths: float) -> UNet:
+def _unet(bilinear: bool, head: Head = "sigmoid", width: int = 64, **options: Any) -> UNet:
     encoder = UNetEncoder(width)
     up = _narrow_and_upsample if bilinear else conv_transpose
     decoder = Decoder(encoder.out_channels, encoder.out_channels[-2::-1], conv=double_conv, up=up)
-    return UNet(encoder, decoder, DepthHead(width, kernel=1, activation=head, **depths))
+    return UNet(encoder, decoder, DepthHead(width, kernel=1, activation=head, **options))
 
 
 @register_model
 def unet(
     *,
     weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
     encoder_weights: Weights = None,
-    head: str | None = None,
+    head: Head | None = None,
+    out_channels: int | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
     mean_depth: float | None = None,
@@ -66,8 +69,10 @@ def unet(
 
     Args:
         weights: "DEFAULT" or a tag (none yet), a path to a .safetensors file or a run folder, or None (random).
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         encoder_weights: with weights=None, a path to an encoder file, or None (random).
         head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        out_channels: channels of the prediction, all in one range; 1 by default.
         min_depth, max_depth: range in metres; 0.001 and 10 by default.
         mean_depth: prediction of a fresh model in metres; 2.54 by default.
         width: channels of the finest level, doubled by each coarser one; 64 by default.
@@ -78,17 +83,25 @@ def unet(
     Raises:
         ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    depths = {"min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
-    options = {"head": head, "width": width, **depths}
-    return build_model(partial(_unet, bilinear=False), "unet", weights, encoder_weights, options)
+    options = {
+        "head": head,
+        "out_channels": out_channels,
+        "min_depth": min_depth,
+        "max_depth": max_depth,
+        "mean_depth": mean_depth,
+        "width": width,
+    }
+    return build_model(partial(_unet, bilinear=False), "unet", weights, pretrained, encoder_weights, options)
 
 
 @register_model
 def unet_bilinear(
     *,
     weights: Weights = "DEFAULT",
+    pretrained: bool | str | None = None,
     encoder_weights: Weights = None,
-    head: str | None = None,
+    head: Head | None = None,
+    out_channels: int | None = None,
     min_depth: float | None = None,
     max_depth: float | None = None,
     mean_depth: float | None = None,
@@ -101,8 +114,10 @@ def unet_bilinear(
 
     Args:
         weights: "DEFAULT" or a tag (none yet), a path to a .safetensors file or a run folder, or None (random).
+        pretrained: another way to give weights: True is "DEFAULT", False is None, a string is a tag.
         encoder_weights: with weights=None, a path to an encoder file, or None (random).
         head: "sigmoid" (default; between min_depth and max_depth) or "linear".
+        out_channels: channels of the prediction, all in one range; 1 by default.
         min_depth, max_depth: range in metres; 0.001 and 10 by default.
         mean_depth: prediction of a fresh model in metres; 2.54 by default.
         width: channels of the finest level, doubled by each coarser one; 64 by default.
@@ -113,6 +128,14 @@ def unet_bilinear(
     Raises:
         ValueError: for an unknown tag, weights that cannot be loaded or do not fit, or a bad option.
     """
-    depths = {"min_depth": min_depth, "max_depth": max_depth, "mean_depth": mean_depth}
-    options = {"head": head, "width": width, **depths}
-    return build_model(partial(_unet, bilinear=True), "unet_bilinear", weights, encoder_weights, options)
+    options = {
+        "head": head,
+        "out_channels": out_channels,
+        "min_depth": min_depth,
+        "max_depth": max_depth,
+        "mean_depth": mean_depth,
+        "width": width,
+    }
+    return build_model(
+        partial(_unet, bilinear=True), "unet_bilinear", weights, pretrained, encoder_weights, options
+    )

@@ -60,7 +60,7 @@ class TestFind:
     @pytest.mark.parametrize(
         ("model", "tag", "said"),
         [
-            ("unet", "DEFAULT", r"unet: no trained weights.*weights=None.*: tiny$"),
+            ("unet", "DEFAULT", r"unet: no trained weights.*: tiny; weights=None builds it untrained$"),
             ("tiny", "nyuu", r"tiny: unknown weights 'nyuu': did you mean 'nyu'\?"),
             ("tiny", "runs/gone", "runs/gone: weights file does not exist"),
             ("tiny", "gone.pth", "gone.pth: weights file does not exist"),
