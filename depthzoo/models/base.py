@@ -261,7 +261,8 @@ class DepthModel(nn.Module):
         if self.head.activation == "sigmoid":
             facts["depth_range"] = [self.min_depth, self.max_depth]
         model = {"model": self.name, "arguments": self.arguments}
-        own = self._inherited_card() or {}
+        whole = self.card is not None and self.card.items() <= card.items()
+        own = {} if whole else self._inherited_card() or {}
         save_weights(path, self.state_dict(), own | facts | card | model, half=half)
 
     def save_pretrained(

@@ -79,6 +79,8 @@ class TestContract:
         for shape in ((3, 32, 32), (1, 1, 32, 32), (1, 32, 32, 3)):
             with pytest.raises(ValueError, match=rf"{model.name}: image must be \(N, 3, H, W\), got \("):
                 model(torch.rand(shape))
+            with pytest.raises(ValueError, match=rf"{model.name}: image must be \(N, 3, H, W\), got \("):
+                model.features(torch.rand(shape))
         for height, width in ((31, 64), (64, 31)):
             with pytest.raises(ValueError, match=f"at least 32x32 pixels, got {height}x{width}"):
                 model(torch.rand(1, 3, height, width))
@@ -119,7 +121,9 @@ class TestContract:
         shapes = [
             (1, c, 64 // s, 96 // s) for c, s in zip(encoder.out_channels, encoder.strides, strict=True)
         ]
-        assert [tuple(f.shape) for f in encoder(seen[0])] == shapes
+        features = model.features(x)
+        assert [tuple(f.shape) for f in features] == shapes
+        assert all(torch.equal(a, b) for a, b in zip(features, encoder(seen[0]), strict=True))
 
     def test_state_is_parameters_and_batchnorm_statistics(self, model: DepthModel) -> None:
         statistics = {
@@ -145,14 +149,54 @@ class TestContract:
         works = "; ".join(f'"{tag}", which works at {size}' for tag, size in sizes.items())
         assert said and said[1] == (works or "none yet")
 
+    def test_a_new_head_on_the_same_features(self, model: DepthModel) -> None:
+        other = copy.deepcopy(model).bfloat16()
+        before = {name: tensor for name, tensor in other.state_dict().items() if "head" not in name}
+        assert other.reset_head(3, max_depth=80.0, mean_depth=20.0) is other
+        after = {name: tensor for name, tensor in other.state_dict().items() if "head" not in name}
+        assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+        with torch.no_grad():
+            heads = other(image(64, 64), all_heads=True)
+        assert [h.shape[1] for h in heads] == [3] * len(HEADS.get(model.name, (1,)))
+        assert all(h.median().item() == pytest.approx(20, rel=0.2) for h in heads)
+        assert {p.dtype for p in other.parameters()} == {torch.bfloat16} and not other.head.training
+        # What is not given stays, and the arguments build the same network.
+        other.reset_head(min_depth=1.0)
+        assert (other.min_depth, other.max_depth, other.head.conv.out_channels) == (1, 80, 3)
+        twin = build(model.name, **other.arguments)
+        assert {k: v.shape for k, v in twin.state_dict().items()} == {
+            k: v.shape for k, v in other.state_dict().items()
+        }
+        assert (twin.head.activation, twin.min_depth, twin.max_depth) == ("sigmoid", 1, 80)
+        with pytest.raises(ValueError, match="0 < min_depth < mean_depth < max_depth"):
+            other.reset_head(max_depth=10.0)
+        assert other.max_depth == 80  # an error changes nothing
+
+    def test_shapes_without_memory(self, model: DepthModel) -> None:
+        with torch.device("meta"):
+            other = depthzoo.create_model(model.name, weights=None)
+            x = torch.empty(2, 3, 64, 96)
+            depth = other(x)
+            features = other.features(x)
+        assert depth.is_meta and depth.shape == (2, 1, 64, 96) and depth.dtype == torch.float32
+        assert [f.shape[1] for f in features] == list(model.encoder.out_channels)
+
     def test_head_options_reach_the_head(self, model: DepthModel) -> None:
-        other = build(model.name, head="linear", min_depth=1.0, max_depth=80.0, mean_depth=20.0)
+        options = {
+            "head": "linear",
+            "min_depth": 1.0,
+            "max_depth": 80.0,
+            "mean_depth": 20.0,
+            "out_channels": 2,
+        }
+        other = build(model.name, **options)
         assert (other.head.activation, other.min_depth, other.max_depth) == ("linear", 1, 80)
-        assert other.arguments == {"head": "linear", "min_depth": 1.0, "max_depth": 80.0, "mean_depth": 20.0}
+        assert other.arguments == options
         json.dumps(other.arguments)
         with torch.no_grad():
             assert other(image(64, 64)).median().item() == pytest.approx(20, rel=0.2)
             depth = saturate(other)(image(64, 64))
+        assert depth.shape == (1, 2, 64, 64)
         assert depth.max() > 80 or depth.min() < 0
 
 
@@ -174,6 +218,8 @@ def test_the_sigmoid_spans_the_range() -> None:
         ({"max_depth": 2.0}, "not 0.001, 2.54, 2.0"),
         ({"mean_depth": 10.0}, "not 0.001, 10.0, 10.0"),
         ({"mean_depth": math.nan}, "nan"),
+        ({"out_channels": 0}, "out_channels must be a whole number of 1 or more, not 0"),
+        ({"out_channels": 1.0}, "not 1.0"),
     ],
 )
 def test_bad_head_options_are_refused(options: dict[str, Any], match: str) -> None:
@@ -193,6 +239,8 @@ def test_unknown_options_are_refused(option: dict[str, Any], said: str) -> None:
     for trained in (None, "DEFAULT"):
         with pytest.raises(TypeError, match=f"^unet_mobilenet_v3: {said}"):
             depthzoo.create_model(LIGHT, weights=trained, **option)
+    with pytest.raises(TypeError, match=f"^unet_mobilenet_v3: {said}"):
+        depthzoo.load(LIGHT, **option)
 
 
 @pytest.mark.parametrize("name", ["unet", "unet_bilinear"])
@@ -303,6 +351,10 @@ class TestRegistry:
         assert depthzoo.list_models() == ["mine"]
         assert depthzoo.create_model("mine") == ("DEFAULT", 0)
         assert depthzoo.create_model("mine", weights=None, size=1) == (None, 1)
+        for pretrained, expected in ((True, "DEFAULT"), (False, None), ("nyu", "nyu"), (None, "DEFAULT")):
+            assert depthzoo.create_model("mine", pretrained=pretrained) == (expected, 0)
+        with pytest.raises(ValueError, match="^mine: give weights or pretrained, not both"):
+            depthzoo.create_model("mine", weights="nyu", pretrained=True)
         with pytest.raises(ValueError, match=r"model 'mine' is already registered, by "):
             depthzoo.register_model(mine)
 
