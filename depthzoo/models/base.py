@@ -224,16 +224,21 @@ class DepthModel(nn.Module):
         Raises:
             ValueError: for another head, less than one channel, or unless 0 < min_depth < mean_depth < max_depth.
         """
-        now = self.head
-        options: dict[str, Any] = {
-            "head": now.activation if head is None else head,
-            "out_channels": now.conv.out_channels if out_channels is None else out_channels,
-            "min_depth": now.min_depth if min_depth is None else min_depth,
-            "max_depth": now.max_depth if max_depth is None else max_depth,
-            "mean_depth": self.arguments.get("mean_depth", NYU_LOG_MEAN_DEPTH)
-            if mean_depth is None
-            else mean_depth,
+        current: dict[str, Any] = {
+            "head": self.head.activation,
+            "out_channels": self.head.conv.out_channels,
+            "min_depth": self.min_depth,
+            "max_depth": self.max_depth,
+            "mean_depth": self.arguments.get("mean_depth", NYU_LOG_MEAN_DEPTH),
         }
+        given = {
+            "head": head,
+            "out_channels": out_channels,
+            "min_depth": min_depth,
+            "max_depth": max_depth,
+            "mean_depth": mean_depth,
+        }
+        options = current | {key: value for key, value in given.items() if value is not None}
         heads = {name: module for name, module in self.named_modules() if isinstance(module, DepthHead)}
         for name, old in heads.items():
             self.set_submodule(name, old.renewed(**options))
