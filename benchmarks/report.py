@@ -1,8 +1,8 @@
-"""Render the tables of README.md and benchmarks/README.md from the results and the weights' cards, and draw the plots.
+"""Render the tables of the documents from the results and the weights' cards, and draw the plots.
 
     python -m benchmarks.report [--check]
 
---check writes nothing; the exit code is 1 if a README is not what its sources say.
+--check writes nothing; the exit code is 1 if a document is not what its sources say.
 """
 
 import argparse
@@ -37,6 +37,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
 METRICS = {"abs_rel": "AbsRel", "rmse": "RMSE", "d1": "d1"}
 STRUCTURE = {**METRICS, "edge_f1": "edge F1", "lines": "lines", "peak": "peak"}
 NONE = "Not measured yet."
+UNTRAINED_SIZE = (192, 256)  # at which a model without weights is counted
 
 
 # -- Markdown ---------------------------------------------------------------------------------------------
@@ -101,9 +102,9 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]
 
 
 @functools.cache
-def cost(name: str) -> Cost:
-    """Return parameters and GFLOP of a model at 480x640."""
-    return count_cost(functools.partial(build_untrained, name), (480, 640))
+def cost(name: str, size: tuple[int, int]) -> Cost:
+    """Return parameters and GFLOP of a model at an image size."""
+    return count_cost(functools.partial(build_untrained, name), size)
 
 
 def cards() -> list[dict[str, Any]]:
@@ -119,22 +120,42 @@ def images_seen(card: Mapping[str, Any]) -> int:
     return int(card["trained_on"]["images"]) + (images_seen(start) if start else 0)
 
 
-def zoo(results: Path) -> str:
-    """A row for each model and tag."""
+def zoo(results: Path, all_models: bool = False) -> str:
+    """A row for each file of weights, measured at its working size. With ``all_models`` also the other models."""
     lines = []
-    known = cards()
-    for name in sorted(depthzoo.list_models(), key=lambda name: (not weights.tags(name), name)):
-        size = [f"{cost(name).parameters / 1e6:.1f}M", f"{cost(name).gflop:.1f}"]
-        own = [card for card in known if card["model"] == name]
-        for card in own:
-            metrics = [f"{card['metrics']['per_image'][key]:.3f}" for key in METRICS]
-            file = [f"{card['bytes'] / 1e6:.1f} MB", "{}x{}".format(*card["size"])]
-            trained = f"{card['trained_on']['device']}, {images_seen(card):,} images"
-            lines.append([f"`{name}`", f"`{card['tag']}`", *size, *file, *metrics, trained])
-        if not own:
-            lines.append([f"`{name}`", "none yet", *size, *[""] * 6])
-    columns = ["model", "tag", "parameters", "GFLOP", "file", "works at", *METRICS.values(), "trained on"]
+    for card in cards():
+        size = (card["size"][0], card["size"][1])
+        of_model = cost(card["model"], size)
+        about = [f"{of_model.parameters / 1e6:.1f}M", f"{card['bytes'] / 1e6:.1f} MB", "{}x{}".format(*size)]
+        metrics = [f"{card['metrics']['per_image'][key]:.3f}" for key in METRICS]
+        trained = f"{card['trained_on']['device']}, {images_seen(card):,} images"
+        lines.append(
+            [f"`{card['model']}`", f"`{card['tag']}`", *about, number(of_model.gflop), *metrics, trained]
+        )
+    for name in depthzoo.list_models() if all_models else ():
+        if not weights.tags(name):
+            of_model = cost(name, UNTRAINED_SIZE)
+            about = [f"{of_model.parameters / 1e6:.1f}M", "", "{}x{}".format(*UNTRAINED_SIZE)]
+            lines.append([f"`{name}`", "none yet", *about, number(of_model.gflop), *[""] * 4])
+    columns = ["model", "tag", "parameters", "file", "size", "GFLOP", *METRICS.values(), "trained on"]
     return table(columns, lines, left=2).replace("|--:|\n", "|---|\n", 1)  # the last column is text
+
+
+def sizes(results: Path) -> str:
+    """AbsRel of the bare network by image size."""
+    known = [card for card in cards() if card.get("sizes")]
+    if not known:
+        return NONE
+    columns = list(known[0]["sizes"])
+    lines = [
+        [
+            f"`{card['model']}`",
+            f"`{card['tag']}`",
+            *(f"{card['sizes'][size]['abs_rel']:.3f}" for size in columns),
+        ]
+        for card in known
+    ]
+    return table(["model", "tag", *columns], lines, left=2)
 
 
 def averaging(results: Path) -> str:
@@ -177,22 +198,11 @@ def accuracy(results: Path) -> str:
     return f"{table(columns, lines, left=3)}\n\n{source(rows)}" if rows else NONE
 
 
-def demo(results: Path) -> str:
-    """The largest difference between the exported file of the demo's model and PyTorch."""
-    for row in records.load(results / "accuracy.jsonl"):
-        if (row["model"], row["backend"], row["precision"]) == ("unet_resnet50", "onnxruntime", "fp32"):
-            return (
-                f"`{row['model']}` in onnxruntime differs from PyTorch by at most {row['parity_max']:.0e} m; see "
-                "[Benchmarks](#benchmarks) for the latency of both."
-            )
-    return NONE
-
-
 # -- speed ------------------------------------------------------------------------------------------------
 
 
-def latency_table(rows: Sequence[Row], details: bool) -> str:
-    """A row per model and input, a column per backend and precision: milliseconds, with ``details`` the efficiency."""
+def latency_table(rows: Sequence[Row]) -> str:
+    """A row per model and input, a column per backend and precision: milliseconds (roofline efficiency)."""
     ways = sorted(
         {(row["backend"], row["precision"]) for row in rows},
         key=lambda way: (BACKENDS.index(way[0]), PRECISIONS.index(way[1])),
@@ -203,7 +213,7 @@ def latency_table(rows: Sequence[Row], details: bool) -> str:
         grouped(rows, "model", "height", "width").values(),
         key=lambda own: (own[0]["peer"], fastest[own[0]["model"]]),
     ):
-        cells = {(row["backend"], row["precision"]): cell(row, details) for row in own}
+        cells = {(row["backend"], row["precision"]): cell(row) for row in own}
         name = f"*{own[0]['model']}*" if own[0]["peer"] else f"`{own[0]['model']}`"
         about = [name, shape(own[0]), f"{own[0]['parameters'] / 1e6:.1f}M"]
         about += [number(own[0]["gflop"] / own[0]["batch"])]
@@ -212,26 +222,22 @@ def latency_table(rows: Sequence[Row], details: bool) -> str:
     return table(["model", "input", "parameters", "GFLOP", *titles], lines, left=2)
 
 
-def cell(row: Row, details: bool) -> str:
-    efficiency = f" ({row['roofline_ms'] / row['ms']:.0%})" if details and row.get("roofline_ms") else ""
+def cell(row: Row) -> str:
+    efficiency = f" ({row['roofline_ms'] / row['ms']:.0%})" if row.get("roofline_ms") else ""
     return number(row["ms"]) + efficiency
 
 
-def latency(results: Path, details: bool = True) -> str:
-    """Median milliseconds, by machine, size and batch. Without details only those of 480x640 and batch 1."""
+def latency(results: Path) -> str:
+    """Median milliseconds, by machine, size and batch."""
     parts = []
     rows = records.load(results / "latency.jsonl")
     for (*_, asked, batch), own in grouped(rows, "machine", "device", "threads", "asked", "batch").items():
-        if details or (asked, batch) == ("480x640", 1):
-            text = "median milliseconds" + (", in brackets the roofline efficiency" if details else "")
-            parts += [f"**{place(own[0])}, {asked}, batch {batch}**, {text}", latency_table(own, details)]
-            runs = [
-                ", ".join(dict.fromkeys(row["model"] for row in run)) for run in grouped(own, "run").values()
-            ]
-            if len(runs) > 1:
-                parts.append(f"{len(runs)} runs; only rows of one run were timed in turn: {'; '.join(runs)}.")
-            if details:
-                parts.append(source(own))
+        text = "median milliseconds, in brackets the roofline efficiency"
+        parts += [f"**{place(own[0])}, {asked}, batch {batch}**, {text}", latency_table(own)]
+        runs = [", ".join(dict.fromkeys(row["model"] for row in run)) for run in grouped(own, "run").values()]
+        if len(runs) > 1:
+            parts.append(f"{len(runs)} runs; only rows of one run were timed in turn: {'; '.join(runs)}.")
+        parts.append(source(own))
     return "\n\n".join(parts) or NONE
 
 
@@ -379,14 +385,13 @@ def plots(results: Path) -> str:
 
 Block = Callable[[Path], str]
 DOCUMENTS: Mapping[str, Mapping[str, Block]] = {
-    "README.md": {
-        "zoo": zoo,
+    "README.md": {"zoo": zoo},
+    "docs/models.md": {
+        "zoo": functools.partial(zoo, all_models=True),
         "averaging": averaging,
         "distance": distance,
+        "sizes": sizes,
         "claims": claims,
-        "demo": demo,
-        "benchmarks": functools.partial(latency, details=False),
-        "gpu": gpu,
     },
     "benchmarks/README.md": {
         "gpu": gpu,
@@ -429,7 +434,7 @@ def parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").splitlines()[0]
     main = argparse.ArgumentParser(prog="python -m benchmarks.report", description=summary)
     main.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 if a README would change"
+        "--check", action="store_true", help="write nothing; exit code 1 if a document would change"
     )
     return main
 

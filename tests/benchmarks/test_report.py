@@ -1,4 +1,4 @@
-"""The READMEs are what results and cards say, and the tables say what rows hold."""
+"""The documents are what results and cards say, and the tables say what rows hold."""
 
 import json
 import shutil
@@ -61,14 +61,15 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# -- the READMEs ------------------------------------------------------------------------------------------
+# -- documents ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def copy(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of both files and of the results."""
+    """A copy of the documents and of the results."""
     shutil.copytree(root / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
     for name in report.DOCUMENTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "benchmarks" / "results")
@@ -79,14 +80,16 @@ def call(*words: str) -> int:
     return command(report.parser(), report.run, list(words))
 
 
-def test_both_files_are_what_their_sources_say(root: Path) -> None:
+def test_documents_are_what_their_sources_say(root: Path) -> None:
     assert not report.stale(root, root / "benchmarks" / "results")
 
 
 @pytest.mark.parametrize("name", list(report.DOCUMENTS))
 def test_a_figure_typed_by_hand_is_found(name: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (copy / name).read_text()
-    (copy / name).write_text(text.replace("| `unet_mobilenet_v3` |", "| `unet_mobilenet_v4` |", 1))
+    start = text.index("<!-- ")
+    wrong = text[start:].replace("| `unet_mobilenet_v3` |", "| `unet_mobilenet_v4` |", 1)
+    (copy / name).write_text(text[:start] + wrong)
     assert call("--check") == 1
     assert capsys.readouterr().err == f"{name} is not what its sources say: run make readme\n"
     assert call() == 0
@@ -133,8 +136,6 @@ def test_latency(results: Path) -> None:
     assert lines[3].startswith("| `unet` |") and lines[4].startswith("| *glpn_nyu* | 476x644 |")
     assert "2 runs; only rows of one run were timed in turn" in text
     assert "load 0.2; torch 2.15.0; commit 0123456+; `python -m benchmarks.latency`" in text
-    short = report.latency(results, details=False)
-    assert "40.0 |" in short and "batch 16" not in short and "<sub>" not in short
 
 
 def test_training(results: Path) -> None:
@@ -144,7 +145,7 @@ def test_training(results: Path) -> None:
 
 
 def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
-    blocks = (report.latency, report.training, report.accuracy, report.claims, report.demo)
+    blocks = (report.latency, report.training, report.accuracy, report.claims)
     assert {block(tmp_path) for block in blocks} == {report.NONE}
     assert "not been measured yet" in report.gpu(tmp_path)
     gpu = latency_row("unet", "eager", 1.0, machine="Voodoo 3", device="cuda")
