@@ -19,7 +19,7 @@ MIN_CELL = 280  # width that the three numbers of a scale need
 LEGEND_WIDTH = 640  # of an image whose legend has these sizes; that of a larger one is enlarged
 
 Up: TypeAlias = Literal["-y", "y"]
-MAX_EDGE = 10.0  # metres of depth per metre sideways: a surface that the line of sight meets at 6 degrees
+MAX_EDGE = 5.0  # metres of depth per metre sideways; a floor's is its distance over the camera's height
 TEXTURE = 2048  # longest side of the image in a GLB file: more than phones draw
 
 
