@@ -41,12 +41,14 @@ else:
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
     _SUBMODULES = (
         "camera",
+        "colormaps",
         "errors",
         "images",
         "losses",
         "metrics",
         "models",
         "prediction",
+        "video",
         "visualize",
         "weights",
     )

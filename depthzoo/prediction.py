@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from depthzoo import models, visualize
+from depthzoo import visualize
 from depthzoo import weights as zoo_weights
 from depthzoo.camera import CANONICAL_FOCAL, depth_scale, focal_length
 from depthzoo.errors import reworded
 from depthzoo.files import atomic_write
 from depthzoo.images import ImageSource, Pixels, load_with_focal
-from depthzoo.models import create_model
+from depthzoo.models import load
 
 DEFAULT_SIZE = (480, 640)
 DEFAULT_MODEL = "unet_resnet50"
@@ -248,7 +248,7 @@ class Predictor:
         flip: bool = False,
     ) -> None:
         self.device = select_device(device)
-        model = model if isinstance(model, nn.Module) else models.load(model)
+        model = model if isinstance(model, nn.Module) else load(model)
         card = getattr(model, "card", None) or {}
         height, width = size or card.get("size") or DEFAULT_SIZE
         self.size = (int(height), int(width))
@@ -364,8 +364,9 @@ def predictor(
     >>> predict("photo.jpg").depth       # (H, W) float32, metres
 
     Args:
-        name: of a model (see ``depthzoo.list_models()``); if None, that of the weights file, or unet_resnet50. Not
-            called ``model``, which is a parameter of torch.hub.load.
+        name: of a model (see ``depthzoo.list_models()``), a .safetensors file or a run folder; if None, ``weights`` if
+            they are a file or a folder, else unet_resnet50. Not called ``model``, which is a parameter of
+            torch.hub.load.
         weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file or a run folder, or None (random).
         device, size, batch_size, flip: see :class:`Predictor`.
         **options: of the model's builder.
@@ -374,11 +375,12 @@ def predictor(
         ValueError: for an unknown model or unknown weights (the closest are suggested), or as :class:`Predictor`.
     """
     device = select_device(device)
-    if name is None:
-        from_file = weights is not None and zoo_weights.is_path(DEFAULT_MODEL, weights)
-        name = zoo_weights.model_of(weights) if weights is not None and from_file else DEFAULT_MODEL
-    model = create_model(name, weights=weights, **options)
-    return Predictor(model, device, size, batch_size=batch_size, flip=flip)
+    source: str | os.PathLike[str] = DEFAULT_MODEL if name is None else name
+    if name is None and weights is not None and zoo_weights.is_path(DEFAULT_MODEL, weights):
+        source = weights
+    elif weights != "DEFAULT":
+        options["weights"] = weights
+    return Predictor(load(source, **options), device, size, batch_size=batch_size, flip=flip)
 
 
 def select_device(device: str | torch.device | None = None) -> torch.device:

@@ -178,5 +178,5 @@ def _predict(
 
 
 def _pixels(frame: "VideoFrame") -> Pixels:
-    """The upright frame, (H, W, 3) RGB: phones store how they were held."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    """The upright frame, (H, W, 3) RGB. Phones store frames as the sensor has them, and by how much to turn them."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
