@@ -215,12 +215,10 @@ def point_grid(
     height, width = depth.shape
     z = depth[::stride, ::stride].astype(np.float32)
     keep = valid_mask(z)
+    z[~keep] = np.nan  # no comparison with it is true: beside an unknown depth is no edge
     if max_edge is not None:
-        known = np.where(
-            keep, z, np.nan
-        )  # a comparison with NaN is False: beside an unknown depth is no edge
         for here, there in (np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]):
-            a, b = known[here], known[there]
+            a, b = z[here], z[there]
             edge = np.abs(a - b) * np.float32(focal / stride) > np.minimum(a, b) * np.float32(max_edge)
             keep[here] &= ~edge
             keep[there] &= ~edge
