@@ -90,10 +90,14 @@ def test_a_camera_that_is_turned_keeps_its_scale() -> None:
 def test_exif_is_used_unless_something_is_given(tmp_path: Path) -> None:
     run = Predictor(Wall(), "cpu", (64, 64))
     path = save(tmp_path / "a.jpg", film=36)  # as long as the picture is wide
-    cases: list[tuple[Focal, float]] = [(None, WIDTH), ("canonical", KINECT), (2 * KINECT, 2 * KINECT)]
-    for focal, expected in cases:
+    cases: list[tuple[Focal, float, str]] = [
+        (None, WIDTH, "EXIF"),
+        ("canonical", KINECT, "canonical"),
+        (2 * KINECT, 2 * KINECT, "given"),
+    ]
+    for focal, expected, source in cases:
         prediction = run(path, focal)
-        assert prediction.focal_px == pytest.approx(expected)
+        assert prediction.focal_px == pytest.approx(expected) and prediction.focal_source == source
         np.testing.assert_allclose(prediction.depth, 2 * expected / KINECT, rtol=1e-6)
 
 
@@ -108,6 +112,20 @@ def test_several_pictures_have_one_focal_length_or_each_their_own(tmp_path: Path
     for focal in (0, -1.0, math.nan, math.inf, "kinect"):
         with pytest.raises(ValueError, match=r"^image 0: focal_px must be a positive number of pixels"):
             run([path], focal)  # type: ignore[call-overload]
+
+
+def test_field_of_view_stands_for_a_focal_length(tmp_path: Path) -> None:
+    run = Predictor(Wall(), "cpu", (64, 64))
+    path = save(tmp_path / "a.jpg", film=36)
+    for prediction in (run(path, fov=90), *run([path, picture()], fov=90)):
+        assert prediction.focal_px == pytest.approx(WIDTH / 2) and prediction.focal_source == "given"
+        np.testing.assert_allclose(prediction.depth, 2 * WIDTH / 2 / KINECT, rtol=1e-6)
+    # The angle is horizontal, whichever way the camera was held.
+    assert run(picture().transpose(1, 0, 2), fov=90).focal_px == pytest.approx(HEIGHT / 2)
+    with pytest.raises(ValueError, match="fov must be between 1 and 179 degrees"):
+        run(path, fov=0)
+    with pytest.raises(ValueError, match="focal_px and fov are both given"):
+        run(path, 50.0, fov=90)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """load_image: known pixels in every form, and every way to be refused."""
 
+import io
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -30,6 +32,102 @@ def test_files_give_their_pixels(tmp_path: Path, name: str) -> None:
     Image.fromarray(SCENE).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
     for source in (tmp_path / name, str(tmp_path / name), Image.open(tmp_path / name)):
         np.testing.assert_array_equal(load_image(source), SCENE)
+
+
+class Stream:
+    """As a response of urllib: bytes that can be read once."""
+
+    def __init__(self, data: object) -> None:
+        self.data = data
+
+    def read(self) -> object:
+        return self.data
+
+
+def test_bytes_and_file_objects(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    exif.get_ifd(0x8769)[0xA405] = 27
+    path = tmp_path / "a.png"
+    Image.fromarray(SCENE).save(path, exif=exif)
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        sources: list[Any] = [data, bytearray(data), io.BytesIO(data), file, Stream(data)]
+        for source in sources:
+            pixels, focal = load_with_focal(source)
+            np.testing.assert_array_equal(pixels, SCENE)
+            assert focal == load_with_focal(path)[1] == pytest.approx(4 * 27 / 36)
+        with pytest.raises(ValueError, match=r"a\.png: empty, or already read to its end") as error:
+            load_image(file)
+        one_line(error)
+
+
+def test_bytes_that_are_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    with (tmp_path / "a.png").open() as text:
+        cases: list[tuple[Any, type[Exception], str]] = [
+            (b"", ValueError, "^bytes: empty"),
+            (b"hello", ValueError, "^bytes: not an image in a known format"),
+            (io.BytesIO(b"hello"), ValueError, "^file object: not an image"),
+            (text, TypeError, r"a\.png: read\(\) returned str, expected bytes: open it in mode 'rb'"),
+            (Stream(None), TypeError, "returned NoneType"),
+        ]
+        for source, kind, message in cases:
+            with pytest.raises(kind, match=message) as error:
+                load_image(source)
+            one_line(error)
+
+
+def test_home_folder_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    Image.fromarray(SCENE).save(tmp_path / "a.png")
+    for source in ("~/a.png", Path("~/a.png")):
+        np.testing.assert_array_equal(load_image(source), SCENE)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_image("~nobody-of-this-name/a.png")
+    with pytest.raises(ValueError, match=r"^https://host/a\.png: is a URL; .*urlopen") as error:
+        load_image("https://host/a.png")
+    one_line(error)
+
+
+def heic(path: Path, **options: Any) -> Path:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, :48, 0], pixels[:, 48:, 2] = 255, 255
+    try:
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, quality=95, **options)
+    except RuntimeError as error:
+        pytest.skip(f"this pillow_heif writes no HEIC: {error}")
+    return path
+
+
+def test_heic_needs_no_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a phone writes it: turned, and with a focal length."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0xA405] = 27
+    path = heic(tmp_path / "a.heic", exif=exif.tobytes())
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k != "HEIF"})
+    for source in (path, path.read_bytes()):
+        pixels, focal = load_with_focal(source)
+        assert pixels.shape == (96, 64, 3) and focal == pytest.approx(96 * 27 / 36)
+        assert (pixels[:40, :, 0] > 200).all() and (pixels[56:, :, 2] > 200).all()
+
+
+def test_heic_names_the_package_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(tmp_path / "a.heic").read_bytes()
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k != "HEIF"})
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"a\.heic: is HEIC, which needs: pip install pillow-heif$"):
+        load_image(tmp_path / "a.heic")
+    # AVIF may begin in the same way, and needs nothing.
+    Image.fromarray(SCENE).save(tmp_path / "a.avif")
+    (tmp_path / "b.avif").write_bytes((tmp_path / "a.avif").read_bytes().replace(b"ftypavif", b"ftypmif1", 1))
+    for name in ("a.avif", "b.avif"):
+        assert load_image(tmp_path / name).shape == SCENE.shape
+    with pytest.raises(ValueError, match="cannot be decoded|not an image|pillow-heif"):
+        load_image(data[:40])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])

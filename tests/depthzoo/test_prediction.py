@@ -1,5 +1,6 @@
 """Predictor and Prediction, on models whose depth is known."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,25 @@ def test_bad_picture_in_a_list_is_told_by_its_index(tmp_path: Path) -> None:
         run(["\ud800.png"])
 
 
+def test_model_by_name_file_or_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("unet_mobilenet_v3", weights=None, max_depth=20.0)
+    model.save(tmp_path / "run" / "model.safetensors", size=[32, 64])
+    image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    found = []
+    for source in (tmp_path / "run" / "model.safetensors", str(tmp_path / "run")):
+        for run in (
+            Predictor(source, "cpu"),
+            predictor(weights=source, device="cpu"),
+            predictor(source, device="cpu"),
+        ):
+            assert run.size == (32, 64)
+            found.append(run(image).depth)
+    assert all(np.array_equal(depth, found[0]) for depth in found)
+    with pytest.raises(ValueError, match="did you mean 'unet_mobilenet_v3'"):
+        Predictor("unet_mobilenet", "cpu")
+
+
 def test_hub_entry_builds_by_name() -> None:
     run = predictor("unet_mobilenet_v3", weights=None, device="cpu", size=(32, 64), head="linear")
     depth = run(picture(20, 40)).depth
@@ -219,6 +239,35 @@ def test_resize_image_is_antialiased_and_depth_is_plain() -> None:
     torch.testing.assert_close(resize_depth(ramp, (1, 4)), torch.tensor([[[[1.0, 1.5, 2.5, 3.0]]]]))
 
 
+def test_summary_is_one_short_line_over_the_valid_depths() -> None:
+    depth = np.full((480, 640), 2, np.float32)
+    depth[0, :4] = 0, np.nan, 0.5, 4
+    image = np.zeros((480, 640, 3), np.uint8)
+    prediction = Prediction(depth, image)
+    assert (prediction.near, prediction.median, prediction.far) == (0.5, 2, 4)
+    text = "640x480, near 0.50 m, median 2.00 m, far 4.00 m, focal length 519 px (canonical)"
+    assert repr(prediction) == f"Prediction({text})"
+    assert repr(Prediction(depth, image, 721.4, "EXIF")).endswith("focal length 721 px (EXIF))")
+    assert "near nan m" in repr(Prediction(depth * 0, image))
+
+
+def test_notebooks_show_the_panel() -> None:
+    prediction = Predictor(Columns(), "cpu", SIZE)(picture(*SIZE))
+    with Image.open(io.BytesIO(prediction._repr_png_())) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), prediction.panel())
+
+
+def test_depth_as_tensor_and_as_pil_image() -> None:
+    prediction = Predictor(Columns(), "cpu", SIZE)(picture(*SIZE))
+    assert prediction.tensor.shape == (1, *SIZE) and prediction.tensor.dtype == torch.float32
+    np.testing.assert_array_equal(prediction.tensor[0].numpy(), prediction.depth)
+    image = prediction.to_pil("gray", near=1, far=3)
+    assert image.mode == "RGB" and image.size == SIZE[::-1]
+    np.testing.assert_allclose(np.asarray(image)[0, :, 0], (prediction.depth[0] - 1) * 127.5, atol=0.6)
+    assert prediction.to_pil(legend=True).height > image.height
+
+
 DEPTH = np.array([[0.0004, 0.0006, 1.2346], [65.535, 70.0, np.nan]], np.float32)
 
 
@@ -248,7 +297,8 @@ def test_color_and_panel_files(tmp_path: Path, suffix: str) -> None:
     prediction = Predictor(Columns(), "cpu", SIZE)(picture(*SIZE))
     prediction.save_color(tmp_path / f"c.{suffix}", "magma")
     prediction.save_panel(tmp_path / f"p.{suffix}", target=prediction.depth)
-    for name, pixels in (("c", prediction.colored("magma")), ("p", prediction.panel(prediction.depth))):
+    colored = np.asarray(prediction.to_pil("magma"))
+    for name, pixels in (("c", colored), ("p", prediction.panel(prediction.depth))):
         with Image.open(tmp_path / f"{name}.{suffix}") as image:
             assert image.format == ("PNG" if suffix == "png" else "JPEG")
             assert image.size == pixels.shape[1::-1]
