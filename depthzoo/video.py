@@ -36,6 +36,7 @@ def predict_video(
     near: float | None = None,
     far: float | None = None,
     focal_px: Focal = None,
+    fov: float | None = None,
     side_by_side: bool = False,
     progress: bool | None = None,
 ) -> int:
@@ -51,7 +52,8 @@ def predict_video(
         colormap: one of ``depthzoo.colormaps.COLORMAPS``.
         near, far: metres of the first and last color; by default the 1st and 99th percentile of frames that are spread
             over the video, for which it is read twice.
-        focal_px: focal length in pixels of the frames, or "canonical"; see :class:`depthzoo.Predictor`.
+        focal_px, fov: focal length in pixels, or field of view in degrees, of the frames; see
+            :class:`depthzoo.Predictor`.
         side_by_side: draw each frame to the left of its depth.
         progress: show a progress bar; if None, only when stderr is a terminal.
 
@@ -81,7 +83,9 @@ def predict_video(
     total = None
     if near is None or far is None:
         total, samples = _spread(tqdm(_frames(source), "color scale", unit="frame", disable=hidden))
-        low, high = percentile_range(*(predictor(_pixels(frame), focal_px).depth for frame in samples))
+        low, high = percentile_range(
+            *(predictor(_pixels(frame), focal_px, fov=fov).depth for frame in samples)
+        )
         near, far = low if near is None else near, high if far is None else far
         if near >= far:
             far = near + 1e-3
@@ -91,7 +95,7 @@ def predict_video(
         try:
             with av.open(str(temporary), "w", format=FORMATS[target.suffix.lower()]) as container:
                 container.metadata["comment"] = f"depth {near:.3f} to {far:.3f} m, {colormap}"
-                for frame, prediction in _predict(predictor, frames, focal_px):
+                for frame, prediction in _predict(predictor, frames, focal_px, fov):
                     pixels = colorize(prediction.depth, colormap, near, far)
                     if side_by_side:
                         pixels = np.concatenate([prediction.image, pixels], axis=1)
@@ -128,7 +132,8 @@ def _open(path: Path) -> "InputContainer":
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise reworded(error, f"{path}: cannot be read as a video: {error.strerror}") from None
+        text = f"{path}: cannot be read as a video: {error.strerror}"
+        raise (reworded(error, text) if isinstance(error, OSError) else ValueError(text)) from None
     if not container.streams.video:
         container.close()
         raise ValueError(f"{path}: holds no video")
@@ -141,7 +146,9 @@ def _frames(path: Path) -> Iterator["VideoFrame"]:
 
     damaged = 0
     with _open(path) as container:
-        packets = container.demux(container.streams.video[0])
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"  # decodes with all cores
+        packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
@@ -170,11 +177,11 @@ def _spread(frames: Iterable["VideoFrame"]) -> tuple[int, list["VideoFrame"]]:
 
 
 def _predict(
-    predictor: Predictor, frames: Iterable["VideoFrame"], focal_px: Focal
+    predictor: Predictor, frames: Iterable["VideoFrame"], focal_px: Focal, fov: float | None
 ) -> Iterator[tuple["VideoFrame", Prediction]]:
     frames = iter(frames)
     while batch := list(itertools.islice(frames, predictor.batch_size)):
-        yield from zip(batch, predictor([_pixels(frame) for frame in batch], focal_px), strict=True)
+        yield from zip(batch, predictor([_pixels(frame) for frame in batch], focal_px, fov=fov), strict=True)
 
 
 def _pixels(frame: "VideoFrame") -> Pixels:

@@ -1,5 +1,6 @@
 """predict_video on videos of known frames, by a model that sees how red they are."""
 
+import math
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -144,10 +145,10 @@ def test_frames_are_turned_upright(tmp_path: Path, turn: int) -> None:
 def test_focal_length_scales_depth(tmp_path: Path) -> None:
     write(tmp_path / "a.mkv", [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 2)
     focal = 2 * 518.86 * WIDTH / 640
-    predict_video(
-        run(), tmp_path / "a.mkv", tmp_path / "b.mp4", near=1, far=3, focal_px=focal, colormap="gray"
-    )
-    np.testing.assert_allclose(read(tmp_path / "b.mp4")[0][0], 128, atol=4)
+    scale: dict[str, Any] = {"near": 1, "far": 3, "colormap": "gray"}
+    for camera in ({"focal_px": focal}, {"fov": math.degrees(2 * math.atan(WIDTH / 2 / focal))}):
+        predict_video(run(), tmp_path / "a.mkv", tmp_path / "b.mp4", **scale, **camera)
+        np.testing.assert_allclose(read(tmp_path / "b.mp4")[0][0], 128, atol=4)
 
 
 def test_bar_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
