@@ -40,15 +40,20 @@ class Prediction:
     Attributes:
         depth: (H, W) float32, metres along the camera's axis.
         image: (H, W, 3) uint8 RGB, the image upright and before resizing.
-        focal_px: focal length in pixels that ``depth`` is for; if None, that of the canonical camera (see
+        focal_px: focal length in pixels that ``depth`` is for; by default that of the canonical camera (see
             :mod:`depthzoo.camera`).
         focal_source: where it comes from: "given", "EXIF" or "canonical".
     """
 
     depth: NDArray[np.float32]
     image: Pixels
-    focal_px: float | None = None
-    focal_source: FocalSource = "canonical"
+    focal_px: float = 0  # the canonical camera's, set in __post_init__
+    focal_source: FocalSource = "given"
+
+    def __post_init__(self) -> None:
+        if not self.focal_px:
+            object.__setattr__(self, "focal_px", CANONICAL_FOCAL * max(self.depth.shape))
+            object.__setattr__(self, "focal_source", "canonical")
 
     @property
     def tensor(self) -> Tensor:
@@ -74,15 +79,11 @@ class Prediction:
         values = self.depth[visualize.valid_mask(self.depth)]
         return float(function(values)) if values.size else math.nan
 
-    @property
-    def _focal(self) -> float:
-        return self.focal_px or CANONICAL_FOCAL * max(self.depth.shape)
-
     def __repr__(self) -> str:
         height, width = self.depth.shape
         return (
             f"Prediction({width}x{height}, near {self.near:.2f} m, median {self.median:.2f} m, far {self.far:.2f} m, "
-            f"focal length {self._focal:.0f} px ({self.focal_source}))"
+            f"focal length {self.focal_px:.0f} px ({self.focal_source}))"
         )
 
     def _repr_png_(self) -> bytes:
@@ -123,7 +124,7 @@ class Prediction:
         Raises:
             ValueError: for a stride below 1, a max_edge that is not positive, or another ``up``.
         """
-        xyz, keep = visualize.point_grid(self.depth, self._focal, stride, max_edge, up)
+        xyz, keep = visualize.point_grid(self.depth, self.focal_px, stride, max_edge, up)
         return xyz[keep], self.image[::stride, ::stride][keep]
 
     def save_depth16(self, path: str | os.PathLike[str]) -> None:
@@ -170,7 +171,9 @@ class Prediction:
         """Write the :meth:`points` as a binary PLY file, 15 bytes each."""
         points, colors = self.points(stride, max_edge, up)
         axes = "x right, y down, z forward" if up == "-y" else "x right, y up, z backward"
-        camera = f"focal length {self._focal:.4f} px, image {self.depth.shape[1]} x {self.depth.shape[0]} px"
+        camera = (
+            f"focal length {self.focal_px:.4f} px, image {self.depth.shape[1]} x {self.depth.shape[0]} px"
+        )
         with _create(path, ".ply") as file:
             visualize.write_ply(file, points, colors, [f"metres; {axes}", camera])
 
@@ -195,7 +198,7 @@ class Prediction:
         """
         if stride is None:
             stride = math.ceil(max(self.depth.shape) / GLB_POINTS)
-        points, keep = visualize.point_grid(self.depth, self._focal, stride, max_edge, "y")
+        points, keep = visualize.point_grid(self.depth, self.focal_px, stride, max_edge, "y")
         with _create(path, ".glb") as file:
             file.write(visualize.to_glb(points, keep, self.image, stride))
 
@@ -211,7 +214,7 @@ def _save_image(path: str | os.PathLike[str], image: Image.Image) -> None:
 @contextmanager
 def _create(path: str | os.PathLike[str], *suffixes: str) -> Iterator[IO[bytes]]:
     """Yield a file that is renamed to ``path`` once it is written."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: the name must end in {' or '.join(suffixes)}")
     try:

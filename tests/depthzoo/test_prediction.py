@@ -247,6 +247,8 @@ def test_summary_is_one_short_line_over_the_valid_depths() -> None:
     assert (prediction.near, prediction.median, prediction.far) == (0.5, 2, 4)
     text = "640x480, near 0.50 m, median 2.00 m, far 4.00 m, focal length 519 px (canonical)"
     assert repr(prediction) == f"Prediction({text})"
+    assert prediction.focal_px == pytest.approx(518.86)
+    assert Prediction(depth, image, 721.4).focal_source == "given"
     assert repr(Prediction(depth, image, 721.4, "EXIF")).endswith("focal length 721 px (EXIF))")
     assert "near nan m" in repr(Prediction(depth * 0, image))
 
@@ -306,14 +308,19 @@ def test_color_and_panel_files(tmp_path: Path, suffix: str) -> None:
                 np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
-def test_wrong_suffix_and_folder(tmp_path: Path) -> None:
+def test_wrong_suffix_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prediction = Prediction(DEPTH, np.zeros((2, 3, 3), np.uint8))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    prediction.save_npy("~/home.npy")
+    assert (tmp_path / "home.npy").is_file()
     for save, name in (
         ("depth16", "a.jpg"),
         ("npy", "a"),
         ("color", "a.gif"),
         ("panel", "a.npy"),
         ("ply", "a.png"),
+        ("glb", "a.gltf"),
     ):
         with pytest.raises(ValueError, match=r"the name must end in \."):
             getattr(prediction, f"save_{save}")(tmp_path / name)
