@@ -189,7 +189,7 @@ class Prediction:
 
         Args:
             path: ends in ".glb".
-            stride: as for :meth:`points`; by default as many points as 512 along the longer side allow.
+            stride: as for :meth:`points`; by default such that the longer side has at most 512.
             max_edge: as for :meth:`points`.
 
         Raises:
@@ -299,7 +299,7 @@ class Predictor:
 
         Raises:
             ValueError: if focal_px is not positive, or not one for each image, or fov is not between 1 and 179, or both
-                are given.
+                are given; or if the model returns anything but a tensor (N, 1, h, w).
             What :func:`depthzoo.load_image` raises; for several images with the index of the image.
         """
         if fov is not None and focal_px is not None:
@@ -345,10 +345,19 @@ class Predictor:
         # Resized as uint8 on the CPU, so that a large image never becomes a float tensor.
         small = [resize_image(torch.from_numpy(image).permute(2, 0, 1)[None], size) for image in images]
         batch = torch.cat(small).to(self.device).float() / 255
-        depth: Tensor = self.model(batch)
+        depth = self._forward(batch)
         if self.flip:
-            depth = (depth + self.model(batch.flip(-1)).flip(-1)) / 2
+            depth = (depth + self._forward(batch.flip(-1)).flip(-1)) / 2
         return depth.float().cpu()
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        depth = self.model(batch)
+        shape = tuple(depth.shape) if isinstance(depth, Tensor) else type(depth).__name__
+        if len(shape) != 4 or shape[:2] != (len(batch), 1):
+            raise ValueError(
+                f"the model returned {shape}, expected a tensor ({len(batch)}, 1, height, width)"
+            )
+        return depth  # type: ignore[no-any-return]
 
 
 def predictor(

@@ -158,6 +158,24 @@ def test_channels_last_on_a_cpu_changes_no_depth() -> None:
     np.testing.assert_allclose(found(images)[0].depth, before, atol=1e-5)
 
 
+def test_model_that_predicts_no_depth() -> None:
+    class Other(nn.Module):
+        def __init__(self, output: Any) -> None:
+            super().__init__()
+            self.output = output
+
+        def forward(self, image: Tensor) -> Any:
+            return self.output
+
+    for output, said in (
+        (torch.ones(1, 2, 8, 8), r"\(1, 2, 8, 8\)"),
+        (torch.ones(8, 8), r"\(8, 8\)"),
+        ({}, "dict"),
+    ):
+        with pytest.raises(ValueError, match=f"the model returned {said}, expected a tensor"):
+            Predictor(Other(output), "cpu", SIZE)(picture(*SIZE))
+
+
 def test_default_device() -> None:
     assert select_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
 
