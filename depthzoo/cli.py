@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from depthzoo import __version__
+from depthzoo.errors import WeightsError
 
 REPOSITORY = "https://github.com/org/depthzoo"
 # What is written for an image, by kind: the end of the file's name. Of a video the pictures, as .mp4.
@@ -98,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except WeightsError as error:
+        return _complain(f"error: {error.problem}", 2)  # without the advice, which is Python's
     except (ValueError, OSError, ImportError) as error:
         return _complain(f"error: {error}", 2)
 

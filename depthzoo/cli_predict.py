@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
-from depthzoo import weights as zoo_weights
 from depthzoo.camera import focal_length
 from depthzoo.images import find_images, load_with_focal
 from depthzoo.models import list_models
-from depthzoo.prediction import DEFAULT_MODEL, Prediction, Predictor, predictor, resolve_focal, select_device
+from depthzoo.prediction import Prediction, Predictor, predictor, resolve_focal, select_device
 
 FEW = 10  # more images than this get a progress bar, on a terminal
 STDIN = Path("-")
@@ -52,7 +52,8 @@ def predict(args: argparse.Namespace) -> int:
     tasks, failures = find_tasks(args)
     if not tasks:
         raise ValueError("; ".join(failures.values()))
-    with Report(args, len(tasks) + len(failures)) as report:
+    with Report(args, len(tasks) + len(failures)) as report, warnings.catch_warnings():
+        warnings.showwarning = report.warned
         for text, message in failures.items():
             report.failed(text, message)
         todo = []
@@ -122,16 +123,8 @@ def output_names(roots: dict[Path, Path]) -> dict[Path, str]:
 
 def _load(args: argparse.Namespace, device: torch.device) -> Predictor:
     name, weights = args.model, args.weights
-    if name is not None and name not in list_models() and zoo_weights.is_path(name, name):
-        if weights != "DEFAULT":
-            raise ValueError(f"--model {name} brings its weights; leave out --weights {weights}")
-        name, weights = None, name
-    known = name or DEFAULT_MODEL
-    if known in list_models() and weights == "DEFAULT" and not zoo_weights.tags(known):
-        trained = ", ".join(list_models(pretrained=True)) or "none yet"
-        raise ValueError(
-            f"{known}: no trained weights yet; models that have some: {trained}; or --weights FILE|RUN"
-        )
+    if name is not None and name not in list_models() and weights != "DEFAULT" and os.path.exists(name):
+        raise ValueError(f"--model {name}: is weights itself; leave out --weights {weights}")
     return predictor(name, weights, device, size=args.size, batch_size=args.batch_size, flip=args.flip)
 
 
@@ -228,9 +221,15 @@ class Report:
         self.left += 1
         self.bar.update()
 
-    def failed(self, source: str, message: str) -> None:
+    def complain(self, message: str) -> None:
         with self.bar.external_write_mode(file=sys.stderr):
             print(f"depthzoo: {' '.join(message.split())}", file=sys.stderr)
+
+    def warned(self, message: Warning | str, *_: object) -> None:
+        self.complain(f"warning: {str(message).partition('; depthzoo.')[0]}")  # without what to do in Python
+
+    def failed(self, source: str, message: str) -> None:
+        self.complain(message)
         if self.args.json:
             self._line(json.dumps({"input": source, "error": message}))
         self.bad += 1
@@ -249,10 +248,7 @@ class Report:
 
     def interrupted(self) -> int:
         self.bar.close()
-        print(
-            f"depthzoo: interrupted after {self.done} of {self.total}; all files written are complete",
-            file=sys.stderr,
-        )
+        self.complain(f"interrupted after {self.done} of {self.total}; all files written are complete")
         return 130
 
     def end(self) -> int:
@@ -262,5 +258,5 @@ class Report:
             if not (self.args.json or self.args.quiet):
                 self._line(f"{self.done} of {self.total} predicted{skipped}: {self.args.out}{os.sep}")
         if self.bad and self.total > 1:
-            print(f"depthzoo: {self.bad} of {self.total} failed", file=sys.stderr)
+            self.complain(f"{self.bad} of {self.total} failed")
         return 0 if not self.bad else 1 if self.done or self.left else 2

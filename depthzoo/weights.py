@@ -59,7 +59,7 @@ def _entry(model: str, tag: str) -> dict[str, Any]:
     manifest = _read_json(MANIFEST)
     if model not in manifest:
         raise WeightsError(
-            f"{model}: no trained weights, asked for {tag!r}; "
+            f"{model}: no trained weights yet; "
             f"models with trained weights: {', '.join(sorted(manifest)) or 'none yet'}",
             "weights=None builds it untrained",
         )
