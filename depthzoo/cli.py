@@ -294,7 +294,7 @@ def _predict(args: argparse.Namespace) -> int:
     _check_inputs(args.inputs)
     args.kinds = {kind: KINDS[kind] for kind in args.save or DEFAULT_KINDS}
     args.video_kinds = {kind: VIDEO_KINDS[kind] for kind in args.save or ("color",) if kind in VIDEO_KINDS}
-    args.videos = [text for text in args.inputs if text.lower().endswith(VIDEOS)]
+    args.videos = [Path(text) for text in args.inputs if text.lower().endswith(VIDEOS)]
     if args.videos and not args.video_kinds:
         raise ValueError(
             f"{args.videos[0]}: a video is saved as color or panel, not as {', '.join(args.save)}"

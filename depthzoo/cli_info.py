@@ -82,14 +82,23 @@ def print_info(source: str, as_json: bool = False) -> None:
     summary = (inspect.getdoc(get_builder(name)) or "").split("\n\nArgs:")[0].replace("``", "")
     print(f"{name}\n")
     for paragraph in summary.split("\n\n"):
-        print(textwrap.fill(paragraph, width), end="\n\n")
+        print(*_wrapped(paragraph, width), sep="\n", end="\n\n")
     if not cards:
         print(f"{_parameters(name):,} parameters; no trained weights yet")
     for label, card in cards.items():
-        for key, text in [("weights", f"{label}, {_megabytes(card)}"), *_facts(card)]:
-            lines = [textwrap.fill(line, width - 14) for line in text.splitlines()]
-            print(f"{key:<12}  " + textwrap.indent("\n".join(lines), " " * 14).lstrip())
+        try:
+            facts = list(_facts(card))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            facts = [("card", "has entries that depthzoo did not write; --json prints it")]
+        for key, text in [("weights", f"{label}, {_megabytes(card)}"), *facts]:
+            lines = [line for each in text.splitlines() for line in _wrapped(each, width - 14)]
+            print(f"{key:<12}  " + ("\n" + " " * 14).join(lines))
         print()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text, in which paths and names stay whole."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:

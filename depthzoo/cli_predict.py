@@ -53,7 +53,7 @@ def predict(args: argparse.Namespace) -> int:
     if not tasks:
         raise ValueError("; ".join(failures.values()))
     with Report(args, len(tasks) + len(failures)) as report, warnings.catch_warnings():
-        warnings.showwarning = report.warned
+        warnings.showwarning = report.warned  # type: ignore[assignment]
         for text, message in failures.items():
             report.failed(text, message)
         todo = []
@@ -94,7 +94,7 @@ def find_tasks(args: argparse.Namespace) -> tuple[list[Task], dict[str, str]]:
             seen.add(path.resolve())
     tasks = []
     for path, name in output_names(roots).items():
-        video = str(path) in args.videos
+        video = path in args.videos
         kinds = args.video_kinds if video else args.kinds
         outputs = {kind: args.out / f"{name}{end}" for kind, end in kinds.items()}
         tasks.append(Task(path, outputs if args.file is None else args.file, video))
