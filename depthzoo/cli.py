@@ -6,6 +6,7 @@ do is in ``cli_info`` and ``cli_predict``.
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import re
@@ -40,7 +41,9 @@ COLORMAPS = ("gray", "gray_r", "magma", "magma_r", "turbo", "turbo_r")
 
 DESCRIPTION = "Depth in metres from one image."
 EPILOG = f"""\
-depthzoo COMMAND --help describes a command. {REPOSITORY}
+depthzoo predict photo.jpg writes out/photo.depth.png, in millimetres, and
+out/photo.color.png. depthzoo COMMAND --help describes a command.
+{REPOSITORY}
 """
 PREDICT = "Predict the depth of images and videos, in metres, at their own size."
 PREDICT_EPILOG = """\
@@ -49,21 +52,27 @@ kinds for --save:
   npy      NumPy array, float32 (height, width), metres
   color    PNG with near and far in the colors of --colormap
   panel    PNG with image and depth side by side, and a scale in metres
-  ply      colored point cloud in metres
-  glb      the same for 3D viewers, browsers and phones; needs trimesh
+  ply      colored point cloud, metres
+  glb      textured surface for browsers, phones and 3D programs; needs trimesh
 
-Outputs are named after their input and mirror its folders: with -r, photos/day1/a.jpg in photos becomes
-out/day1/a.depth.png. A video is saved as color (the default) or panel: NAME.color.mp4, with one color scale.
+Outputs are named after their input and mirror its folders: with -r,
+photos/day1/a.jpg in photos becomes out/day1/a.depth.png. A video is saved as
+color (the default) or panel, as out/NAME.color.mp4, with one color scale.
 Videos in folders are not taken; name them.
 
-exit codes: 0 done; 1 some inputs failed; 2 wrong usage, or nothing could be done; 130 interrupted
+--json prints input, outputs, width, height, near, median, far (metres),
+focal_px and focal_source of an image; input, outputs and frames of a video;
+skipped or error where there is no more to say.
+
+exit codes: 0 done; 1 some inputs failed; 2 wrong usage, or nothing could be
+done; 130 interrupted
 
 examples:
   depthzoo predict photo.jpg
   depthzoo predict photo.jpg -o photo.ply --stride 2
   depthzoo predict -r holiday/ --out depths --save npy --skip-existing
   depthzoo predict clip.mp4 --near 0.5 --far 5
-  curl -s https://example.com/photo.jpg | depthzoo predict - -o photo.panel.png
+  curl -sL URL | depthzoo predict - -o photo.panel.png
   depthzoo predict photos/*.jpg --json | jq .median
 """
 
@@ -78,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 some inputs failed; 2 wrong usage, or nothing could be done;
         130 interrupted; 141 the reader of the output is gone.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     try:
         parser = _parser()
         # Options that only the exporter knows are left over.
@@ -133,7 +144,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="depthzoo", description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser(
+        prog="depthzoo",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"depthzoo {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

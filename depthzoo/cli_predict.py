@@ -65,13 +65,15 @@ def predict(args: argparse.Namespace) -> int:
         try:
             if todo:
                 run = _load(args, device)
+                report.bar.unpause()  # without the time that loading took
                 _predict_images(run, [task for task in todo if not task.video], args, report)
                 _predict_videos(run, [task for task in todo if task.video], args, report)
         except KeyboardInterrupt:
             return report.interrupted()
         except (MemoryError, RuntimeError) as error:
-            # A CPU out of memory is a plain RuntimeError.
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            # On a CPU PyTorch raises a plain RuntimeError.
+            full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+            if not full:
                 raise
             advice = "try a smaller --batch-size, --size or image, or --device cpu"
             raise ValueError(f"out of memory; {advice}") from None

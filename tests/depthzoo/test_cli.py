@@ -346,6 +346,19 @@ class TestPredict:
         assert first.startswith("depthzoo: a.png: near must be below far") and "1 of 2 failed" in summary
         assert Path("out/b.color.png").is_file()
 
+    def test_names_that_the_terminal_cannot_show(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save("caf\u00e9.png")
+        stream = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, "ascii"))
+        assert cli.main(["predict", ".", "--save", "npy"]) == 0
+        assert b"caf\\xe9.png: 48x32" in stream.getvalue()
+
+    def test_other_errors_are_not_hidden(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save("a.png")
+        monkeypatch.setattr(Red, "forward", lambda self, image: image.view(-7))
+        with pytest.raises(RuntimeError, match="shape"):
+            cli.main(["predict", "a.png"])
+
     def test_warnings_are_lines_of_the_command(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
