@@ -130,6 +130,8 @@ class Prediction:
     def save_depth16(self, path: str | os.PathLike[str]) -> None:
         """Write a 16-bit PNG of millimetres, at most 65535; 0 is no depth (NaN or negative).
 
+        For programs: viewers show rooms nearly black, since 65535 is white.
+
         Raises:
             ValueError: (as all ``save`` methods) if ``path`` has another suffix.
             OSError: if the file cannot be written.
