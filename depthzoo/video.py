@@ -15,7 +15,7 @@ from depthzoo.errors import reworded
 from depthzoo.files import atomic_write
 from depthzoo.images import Pixels
 from depthzoo.prediction import Focal, Prediction, Predictor
-from depthzoo.visualize import DEFAULT_COLORMAP, colorize, percentile_range
+from depthzoo.visualize import DEFAULT_COLORMAP, colormap_lut, colorize, percentile_range
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -76,53 +76,60 @@ def predict_video(
         raise ValueError(f"{target}: the name must end in {' or '.join(FORMATS)}")
     if source.resolve() == target.resolve():
         raise ValueError(f"{source}: is both source and target")
-    colorize(np.ones((1, 1)), colormap, near, far)  # raises before the work for a bad color scale
+    colormap_lut(colormap)  # raises for an unknown one before the work
     with _open(source) as opened:
         rate = opened.streams.video[0].average_rate or 30
     hidden = None if progress is None else not progress  # None: unless stderr is a terminal
     total = None
     if near is None or far is None:
         total, samples = _spread(tqdm(_frames(source), "color scale", unit="frame", disable=hidden))
-        low, high = percentile_range(
-            *(predictor(_pixels(frame), focal_px, fov=fov).depth for frame in samples)
-        )
+        depths = [predictor(_pixels(frame), focal_px, fov=fov).depth for frame in samples]
+        low, high = percentile_range(*depths) if depths else (0.0, 1.0)
+        if near is None and far is None:
+            high = max(high, low + 1e-3)  # a scale for a constant depth
         near, far = low if near is None else near, high if far is None else far
-        if near >= far:
-            far = near + 1e-3
     frames = tqdm(_frames(source), "depth", total, unit="frame", disable=hidden)
-    stream, count, last = None, 0, -1
+    pictures = (
+        (np.concatenate([p.image, colors], axis=1) if side_by_side else colors, frame.time)
+        for frame, p in _predict(predictor, frames, focal_px, fov)
+        for colors in [colorize(p.depth, colormap, near, far)]
+    )
+    comment = f"depth {near:.3f} to {far:.3f} m, {colormap}"
     with atomic_write(target) as temporary:
         try:
-            with av.open(str(temporary), "w", format=FORMATS[target.suffix.lower()]) as container:
-                container.metadata["comment"] = f"depth {near:.3f} to {far:.3f} m, {colormap}"
-                for frame, prediction in _predict(predictor, frames, focal_px, fov):
-                    pixels = colorize(prediction.depth, colormap, near, far)
-                    if side_by_side:
-                        pixels = np.concatenate([prediction.image, pixels], axis=1)
-                    height, width = (side + side % 2 for side in pixels.shape[:2])  # H.264 needs even sides
-                    if stream is None:
-                        stream = container.add_stream("libx264", rate, {"crf": "18"})
-                        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                        stream.codec_context.time_base = Fraction(1, CLOCK)
-                        stream.colorspace = stream.color_primaries = stream.color_trc = BT709
-                    even = np.pad(
-                        pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), "edge"
-                    )
-                    picture = av.VideoFrame.from_ndarray(even).reformat(
-                        format="yuv420p", dst_colorspace=BT709
-                    )
-                    time = frame.time
-                    last = (
-                        max(last + 1, round(time * CLOCK)) if time is not None else last + round(CLOCK / rate)
-                    )
-                    picture.pts, picture.time_base = last, Fraction(1, CLOCK)
-                    container.mux(stream.encode(picture))
-                    count += 1
-                if stream is None:
-                    raise ValueError(f"{source}: no frame of it can be decoded")
-                container.mux(stream.encode(None))
+            count = _write(temporary, FORMATS[target.suffix.lower()], pictures, rate, comment)
         except av.FFmpegError as error:
             raise OSError(f"{target}: {error.strerror}") from None
+        if not count:
+            raise ValueError(f"{source}: no frame of it can be decoded")
+    return count
+
+
+def _write(
+    path: Path, kind: str, pictures: Iterable[tuple[Pixels, float | None]], rate: Fraction | int, comment: str
+) -> int:
+    """Encode pictures with their times in seconds, and return how many they are."""
+    import av
+
+    stream, count, last = None, 0, -1
+    with av.open(str(path), "w", format=kind) as container:
+        container.metadata["comment"] = comment
+        for pixels, time in pictures:
+            odd = [(0, side % 2) for side in pixels.shape[:2]]
+            even = np.pad(pixels, [*odd, (0, 0)], "edge")  # H.264 needs even sides
+            if stream is None:
+                stream = container.add_stream("libx264", rate, {"crf": "18"})
+                stream.height, stream.width = even.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.time_base = Fraction(1, CLOCK)
+                stream.colorspace = stream.color_primaries = stream.color_trc = BT709
+            frame = av.VideoFrame.from_ndarray(even).reformat(format="yuv420p", dst_colorspace=BT709)
+            last = max(last + 1, round((count / rate if time is None else time) * CLOCK))
+            frame.pts, frame.time_base = last, Fraction(1, CLOCK)
+            container.mux(stream.encode(frame))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode(None))
     return count
 
 

@@ -206,7 +206,7 @@ def point_grid(
     Raises:
         ValueError: for a stride below 1, a max_edge that is not positive, or another ``up``.
     """
-    if not isinstance(stride, int) or stride < 1:
+    if not isinstance(stride, (int, np.integer)) or stride < 1:
         raise ValueError(f"stride must be a whole number of at least 1, got {stride!r}")
     if max_edge is not None and not max_edge > 0:
         raise ValueError(f"max_edge must be above 0, or None, got {max_edge!r}")

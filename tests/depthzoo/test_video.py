@@ -182,6 +182,9 @@ def test_damaged_parts_are_left_out(tmp_path: Path) -> None:
         ),
         ("text.mp4", "b.mp4", {}, ValueError, r"text\.mp4: cannot be read as a video: Invalid data"),
         ("sound.wav", "b.mp4", {}, ValueError, r"sound\.wav: holds no video"),
+        ("cut.mkv", "b.mp4", {}, ValueError, r"cut\.mkv: no frame of it can be decoded"),
+        ("cut.mkv", "b.mp4", {"near": 1, "far": 3}, ValueError, r"cut\.mkv: no frame of it can be decoded"),
+        ("a.mkv", "b.mp4", {"near": 5}, ValueError, "near must be below far, got 5 and 3 m"),
         ("a.mkv", "b.avi", {}, ValueError, r"b\.avi: the name must end in \.mp4 or \.mov or \.mkv"),
         ("a.mkv", "a.mkv", {}, ValueError, r"a\.mkv: is both source and target"),
         ("a.mkv", "b.mp4", {"colormap": "turboo"}, ValueError, "did you mean 'turbo'"),
@@ -195,6 +198,7 @@ def test_what_cannot_be_done_leaves_no_file(
     write(tmp_path / "a.mkv", [frame(0.5)] * 2)
     before = (tmp_path / "a.mkv").read_bytes()
     (tmp_path / "text.mp4").write_text("hello")
+    (tmp_path / "cut.mkv").write_bytes(before[:600])  # the header alone
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
@@ -205,7 +209,7 @@ def test_what_cannot_be_done_leaves_no_file(
         predict_video(run(), tmp_path / source, tmp_path / target, **options)
     assert len(str(error.value).splitlines()) == 1
     assert (tmp_path / "a.mkv").read_bytes() == before
-    assert {p.name for p in tmp_path.iterdir()} == {"a.mkv", "text.mp4", "sound.wav"}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.mkv", "cut.mkv", "text.mp4", "sound.wav"}
 
 
 def test_interrupted_leaves_no_file(tmp_path: Path) -> None:
