@@ -15,7 +15,7 @@ from depthzoo.errors import reworded
 from depthzoo.files import atomic_write
 from depthzoo.images import Pixels
 from depthzoo.prediction import Focal, Prediction, Predictor
-from depthzoo.visualize import DEFAULT_COLORMAP, colormap_lut, colorize, percentile_range
+from depthzoo.visualize import DEFAULT_COLORMAP, colorize, colormap_lut, percentile_range
 
 if TYPE_CHECKING:
     from av import VideoFrame
