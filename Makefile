@@ -2,8 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
 JOBS ?= 2
+# What .venv has: all that the tests need, or only what the demo needs.
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+
+HAS_GPU := $(shell command -v nvidia-smi)
+# The extra that runs ONNX files: export (onnxruntime) or gpu (onnxruntime-gpu). Both use one folder of .venv.
+ONNX ?= $(if $(HAS_GPU),gpu,export)
+# PyTorch's builds without CUDA, a tenth of the size of PyPI's. Empty: those of PyPI.
+OTHER_SYSTEM := $(filter-out Linux,$(shell uname))
+TORCH_INDEX ?= $(if $(HAS_GPU)$(OTHER_SYSTEM),,https://download.pytorch.org/whl/cpu)
+SIZE := $(if $(TORCH_INDEX)$(OTHER_SYSTEM),some hundred MB (without CUDA),several GB (with CUDA))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check format bench readme clean
@@ -11,16 +22,36 @@ READY := $(VENV)/.ready
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
 
-setup: $(READY) ## make .venv and install depthzoo with all extras
+setup: $(READY) ## make .venv and install what the tests need (ONNX=gpu: with CUDA; default: where nvidia-smi is)
+
+# $(call install,EXTRAS,OTHER): OTHER is the onnxruntime that EXTRAS exclude.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "depthzoo needs Python 3.11 or later, $(PYTHON) is older; try make PYTHON=python3.12" >&2; exit 2; }
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+@if $(PIP) show --quiet $(2) 2>/dev/null; then \
+  echo "$(VENV) has $(2), which excludes [$(1)]: removing it"; \
+  $(PIP) uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi
+@$(PIP) show --quiet torch 2>/dev/null || { \
+  echo "downloading PyTorch and [$(1)] into $(VENV): $(SIZE)"; \
+  test -z "$(TORCH_INDEX)" || \
+  $(PIP) --isolated install --retries 1 --timeout 15 --index-url $(TORCH_INDEX) torch torchvision 2>/dev/null || \
+  echo "$(TORCH_INDEX) cannot be used: PyTorch comes from PyPI, with CUDA: several GB"; }
+$(PIP) install --editable '.[$(1)]'
+endef
 
 $(READY): setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "depthzoo needs Python 3.11 or later, $(PYTHON) is older; try make PYTHON=python3.12" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(call install,dev$(comma)$(ONNX),$(if $(filter gpu,$(ONNX)),onnxruntime,onnxruntime-gpu))
 	@touch $@
 
-demo: $(READY) ## predict, export to ONNX, compare: out/demo (IMAGE=photo.jpg for a picture of yours)
+$(DEMO): setup.cfg pyproject.toml
+	$(call install,export,onnxruntime-gpu)
+	@touch $@
+
+comma := ,
+
+# A complete .venv stays complete.
+demo: $(if $(wildcard $(READY)),$(READY),$(DEMO)) ## predict, export to ONNX, compare: out/demo (IMAGE=photo.jpg for a picture of yours)
 	$(BIN)/python -m benchmarks.demo $(if $(IMAGE),--image "$(IMAGE)")
 
 # One thread a process: two threads that meet after every operation wait for each other where the cores are busy.

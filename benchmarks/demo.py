@@ -3,7 +3,7 @@
     python -m benchmarks.demo [--image photo.jpg] [--model NAME]
 
 writes panel.png (image | depth, and the true depth of the bundled image), NAME.onnx and its depth of the same image,
-onnx.depth.png and onnx.preview.png, into out/demo.
+onnx.depth.png and onnx.color.png, into out/demo.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     depth = OnnxDepth(path).predict(Image.fromarray(image))
     save(depth, args.out / "onnx")
     print(f"on this image, resizing included: at most {np.abs(depth - prediction.depth).max():.1e} m apart")
-    print(f"images: {args.out / 'panel.png'}, {args.out / 'onnx.preview.png'}")
+    print(f"images: {args.out / 'panel.png'}, {args.out / 'onnx.color.png'}")
     return 0
 
 

@@ -38,7 +38,7 @@ try:
     from export.int8 import IMAGES, PERCENTILE, quantize
     from export.parity import Parity, compare, compared_shapes, eager
     from export.pictures import load_pictures, network_input
-    from export.run_onnx import OnnxDepth, parse_size, size_warning
+    from export.run_onnx import LONGEST, OnnxDepth, parse_size, size_warning
     from export.uint8_resize import add_uint8_resize
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
@@ -117,8 +117,8 @@ def check_arguments(path: Path, size: tuple[int, int] | None, opset: int, precis
         raise ExportError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, not {opset}")
     if precision not in PRECISIONS:
         raise ExportError(f"unknown precision {precision!r}: there are {', '.join(PRECISIONS)}")
-    if size is not None and (min(size) < MULTIPLE or any(side % MULTIPLE for side in size)):
-        raise ExportError(f"size must be multiples of {MULTIPLE}, not {size[0]}x{size[1]}")
+    if size is not None and any(side % MULTIPLE or not MULTIPLE <= side <= LONGEST for side in size):
+        raise ExportError(f"size must be multiples of {MULTIPLE} up to {LONGEST}, not {size[0]}x{size[1]}")
     if path.is_dir():
         raise ExportError(f"{path} is a folder; name a file in it")
     if not os.access(path.parent, os.W_OK):

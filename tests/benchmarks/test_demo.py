@@ -18,7 +18,7 @@ from train.arguments import command
 def test_everything_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "unet_mobilenet_v3", "--out", str(tmp_path)]
     assert command(demo.parser(), demo.run, words) == 0
-    names = ["onnx.depth.png", "onnx.preview.png", "panel.png", "unet_mobilenet_v3.onnx"]
+    names = ["onnx.color.png", "onnx.depth.png", "panel.png", "unet_mobilenet_v3.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert np.asarray(Image.open(tmp_path / "onnx.depth.png")).shape == (480, 640)
     out = capsys.readouterr().out

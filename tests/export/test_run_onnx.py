@@ -99,15 +99,68 @@ def test_a_focal_length_scales_the_depth(
         model.predict(portrait, 2 * canonical), 2 * model.predict(portrait, canonical), rtol=1e-6
     )
     assert np.array_equal(model.predict(portrait, canonical), model.predict(portrait))
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+    for wrong in (0.0, -1.0, float("nan"), float("inf"), "35"):
         with pytest.raises(OnnxError, match="focal length must be a number of pixels above 0"):
-            model.predict(noise(), wrong)
+            model.predict(noise(), wrong)  # type: ignore[call-overload]
     # 90 degrees across 70 pixels are 35 pixels of focal length.
     for name, words in (("a", ["--focal", "35"]), ("b", ["--fov", "90"])):
         arguments = [str(tiny_file), str(photo), "--size", "64x96", "--out", str(tmp_path / name)]
         assert main([*arguments, *words]) == 0
         saved = np.asarray(Image.open(tmp_path / name / "photo.depth.png"))
         assert np.abs(saved - plain * 35 / canonical * 1000).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_focal_length_of_exif(
+    tiny: DepthModel,
+    model: OnnxDepth,
+    tiny_file: Path,
+    orientation: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the library does it; a portrait keeps the focal length of its camera."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769)[0xA405] = 50
+    noise().save(tmp_path / "photo.jpg", exif=exif, quality=100)
+    image = open_image(tmp_path / "photo.jpg")
+    assert model.focal(image) == (pytest.approx(50 / 36 * 70), "EXIF")
+    predictor = depthzoo.Predictor(tiny, device="cpu", size=(64, 96))
+    np.testing.assert_allclose(
+        model.predict(image), predictor(tmp_path / "photo.jpg").depth, rtol=1e-2, atol=1e-3
+    )
+    factor = 50 / 36 / CANONICAL_FOCAL
+    canonical = model.predict(image, "canonical")
+    np.testing.assert_allclose(model.predict(image), canonical * factor, rtol=1e-5)
+    command = [str(tiny_file), str(tmp_path / "photo.jpg"), "--out", str(tmp_path)]
+    for words, source in (([], "97 px (EXIF)"), (["--focal", "canonical"], "57 px (canonical)")):
+        assert main([*command, *words]) == 0
+        assert f"focal length {source}" in capsys.readouterr().out
+    for film in (0, 1, 60000):
+        exif.get_ifd(0x8769)[0xA405] = film
+        noise().save(tmp_path / "photo.jpg", exif=exif)
+        assert model.focal(open_image(tmp_path / "photo.jpg"))[1] == "canonical"
+
+
+def test_several_images(model: OnnxDepth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in one batch per shape, and come back in order."""
+    images = [noise(50, 70, 0), noise(70, 50, 1), noise(100, 140, 2), noise(70, 50, 3)]
+    batches: list[int] = []
+    run = OnnxDepth.run
+    monkeypatch.setattr(
+        OnnxDepth, "run", lambda self, arrays: (batches.append(len(arrays)), run(self, arrays))[1]
+    )
+    depths = model.predict(images)
+    assert batches == [2, 2]
+    scaled = model.predict(images, [100, None, "canonical", 60])
+    for index, image in enumerate(images):
+        np.testing.assert_allclose(depths[index], model.predict(image), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(scaled[0], depths[0] * 100 / model.canonical(images[0]), rtol=1e-5)
+    assert np.array_equal(scaled[1], depths[1]) and np.array_equal(scaled[2], depths[2])
+    assert model.predict([]) == []
+    with pytest.raises(OnnxError, match="1 focal lengths for 2 images"):
+        model.predict(images[:2], [50])
 
 
 def test_uint8_input(uint8_file: Path, tiny_file: Path) -> None:
@@ -207,12 +260,14 @@ def test_bad_images_do_not_stop_the_others(
     ("words", "message"),
     [
         ([], "no image"),
-        (["PHOTO", "other/photo.jpg"], "same name"),
+        (["PHOTO", "other/photo.jpg"], "photo.png and other/photo.jpg have the same name"),
         (["PHOTO", "--size", "64"], "HEIGHTxWIDTH"),
         (["PHOTO", "--size", "64x100"], "multiples of 32"),
+        (["PHOTO", "--size", "96000x96000"], "multiples of 32 up to 4096, not 96000x96000"),
         (["PHOTO", "--provider", "gpu"], "gpu"),
-        (["PHOTO", "--out", "PHOTO"], "photo.png"),
-        (["PHOTO", "--focal", "0"], "focal length"),
+        (["PHOTO", "--out", "PHOTO"], "photo.png is a file; name a folder"),
+        (["PHOTO", "--focal", "0"], "a focal length is a number of pixels above 0, or canonical, not '0'"),
+        (["PHOTO", "--batch", "0"], "--batch"),
         (["PHOTO", "--fov", "180"], "--fov"),
         (["PHOTO", "--fov", "60", "--focal", "500"], "not allowed with"),
         (["--info", "--option", "use_tf32"], "KEY=VALUE"),
@@ -311,21 +366,51 @@ def test_the_command(
     saved = Image.open(out / "photo.depth.png")
     assert saved.mode == "I;16" and saved.size == (70, 50)
     assert np.array_equal(np.asarray(saved), np.round(model.predict(noise()) * 1000))
-    preview = Image.open(out / "photo.preview.png")
-    assert preview.mode == "RGB" and preview.size == (70, 50)
+    color = Image.open(out / "photo.color.png")
+    assert color.mode == "RGB" and color.size == (70, 50)
     assert len(list(out.iterdir())) == 2
 
 
-def test_info(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tiny_file), "--info"]) == 0
-    assert json.loads(capsys.readouterr().out)["name"] == "tiny"
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_a_folder_in_batches(
+    kind: str, tiny_file: Path, uint8_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bad images are reported and skipped, results of earlier runs and other files ignored."""
+    file = {"float32": tiny_file, "uint8": uint8_file}[kind]
+    for name, image in [("a.png", noise(60, 80)), ("b.PNG", noise(80, 60, 1)), ("c.webp", noise(60, 80, 2))]:
+        image.save(tmp_path / name, lossless=True)
+    (tmp_path / "bad.jpg").write_text("hello")
+    (tmp_path / "notes.txt").write_text("no image")
+    for _ in range(2):
+        assert main([str(file), str(tmp_path), "--out", str(tmp_path), "--batch", "2"]) == 2
+        out, error = capsys.readouterr()
+        assert out.count("\n") == 3 and error.count("\n") == 1 and "bad.jpg: not an image" in error
+    assert len(list(tmp_path.iterdir())) == 5 + 2 * 3
+    for name in ("a.png", "b.PNG", "c.webp"):
+        saved = np.asarray(Image.open(tmp_path / f"{name[0]}.depth.png"))
+        expected = OnnxDepth(file).predict(open_image(tmp_path / name))
+        # A batch may round another way than an image alone.
+        assert saved.shape == expected.shape and np.abs(saved - expected * 1000).max() <= 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty: no images in this folder" in refused([str(file), str(empty)], capsys)
 
 
-def test_previews_look_like_the_librarys(tmp_path: Path) -> None:
+def test_info(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = onnx.load(tiny_file)
+    file.metadata_props.insert(0, onnx.StringStringEntryProto(key="recipe", value="pages of TOML"))
+    onnx.save(file, tmp_path / "m.onnx")
+    assert main([str(tmp_path / "m.onnx"), "--info"]) == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)["name"] == "tiny" and "recipe" not in text
+    assert len(text.splitlines()) == len(json.loads(text)) + 2  # a line each
+
+
+def test_colors_look_like_the_librarys(tmp_path: Path) -> None:
     depth = np.linspace(1, 5, 100, dtype=np.float32)[None].repeat(20, axis=0)
     run_onnx.save(depth, tmp_path / "ramp")
-    preview = np.asarray(Image.open(tmp_path / "ramp.preview.png")).astype(int)
-    assert np.abs(preview - colorize(depth)).mean() < 5
+    color = np.asarray(Image.open(tmp_path / "ramp.color.png")).astype(int)
+    assert np.abs(color - colorize(depth)).mean() < 5
     far = run_onnx.save(np.full((4, 4), 100, np.float32), tmp_path / "far")
     assert np.asarray(Image.open(far)).max() == 65535
 
@@ -376,6 +461,7 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("run_onnx: error: cannot import name 'InferenceSession'")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in done.stderr
 
 
 @pytest.mark.slow
