@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from depthzoo import camera, cli
+from depthzoo import camera, cli, cli_predict
 from depthzoo.prediction import Focal, Predictor
 
 HEIGHT, WIDTH = 48, 64
@@ -148,7 +148,7 @@ def test_the_command_and_python_agree(
     said: str,
 ) -> None:
     run = Predictor(Wall(), "cpu", (64, 64))
-    monkeypatch.setattr(cli, "predictor", lambda *_, **__: run)
+    monkeypatch.setattr(cli_predict, "predictor", lambda *_, **__: run)
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.jpg", film)
     assert cli.main(["predict", "a.jpg", "--save", "npy,ply", *arguments]) == 0
