@@ -5,8 +5,10 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,76 +52,117 @@ def refused(module: ModuleType, arguments: list[str], capsys: pytest.CaptureFixt
     return line
 
 
+COUNT = 200
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five pictures of two shapes in turn, one of them turned by EXIF, and a text."""
+    """Pictures of two shapes in three folders, one of them turned by EXIF, a broken one and a text."""
     folder = tmp_path / "photos"
-    folder.mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
-    noise(60, 80, 0).save(folder / "a.png")
-    noise(80, 60, 1).save(folder / "b.png")
-    noise(120, 160, 2).save(folder / "c.JPG")
-    noise(60, 80, 3).save(folder / "d.png", exif=exif)
-    noise(30, 40, 4).save(folder / "e.webp", lossless=True)
+    for index in range(COUNT):
+        path = folder / str(index % 3) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(*((48, 64) if index % 2 else (64, 48)), index).save(path, exif=exif if index == 5 else None)
+    (folder / "bad.jpg").write_text("hello")
     (folder / "notes.txt").write_text("not a picture by its name")
     return folder
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8"])
-def test_a_folder_in_batches(
-    kind: str,
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_ray_on_a_folder(
     tiny_file: Path,
-    uint8_file: Path,
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = load("folder")
-    file = {"float32": tiny_file, "uint8": uint8_file}[kind]
-    batches: list[int] = []
-    run = folder.OnnxDepth.run
+    """A worker that is killed within a batch loses nothing, and a second run predicts only what is missing."""
+    from ray import cloudpickle
 
-    def counted(model: OnnxDepth, images: np.ndarray) -> np.ndarray:
-        batches.append(len(images))
-        depth: np.ndarray = run(model, images)
-        return depth
+    ray_folder = load("ray_folder")
+    out, killed = tmp_path / "depths", tmp_path / "killed"
 
-    monkeypatch.setattr(folder.OnnxDepth, "run", counted)
-    assert folder.main([str(file), str(photos), "--out", str(tmp_path / "out"), "--batch", "2"]) == 0
-    assert sorted(batches) == {"float32": [1, 2, 2], "uint8": [1, 1, 1, 2]}[kind]
-    model = OnnxDepth(file)
-    for path in sorted(photos.iterdir()):
-        if path.suffix != ".txt":
-            saved = np.asarray(Image.open(tmp_path / "out" / f"{path.stem}.depth.png"))
-            expected = model.predict(Image.open(path))
-            # A batch may round another way than a picture alone.
-            assert saved.shape == expected.shape
-            assert np.abs(saved - expected * 1000).max() <= 1
-    assert len(list((tmp_path / "out").iterdir())) == 10
+    class Dying(ray_folder.Depth):  # type: ignore[misc, name-defined]
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            if len(list(out.rglob("*.png"))) > 20 and not killed.exists():
+                killed.touch()
+                super().__call__({key: values[:3] for key, values in batch.items()})
+                os.kill(os.getpid(), signal.SIGKILL)
+            return dict(super().__call__(batch))
+
+    monkeypatch.setitem(sys.modules, "ray_folder", ray_folder)
+    cloudpickle.register_pickle_by_value(ray_folder)  # as the classes of a script are
+    monkeypatch.setattr(ray_folder, "Depth", Dying)
+    command = [str(tiny_file), str(photos), str(out)]
+    for _ in range(2):
+        assert "bad.jpg: not an image" in refused(ray_folder, command, capsys)
+        written = {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*.*")}
+        assert len(written) == COUNT and killed.exists()
+    model = OnnxDepth(tiny_file)
+    for name in ("0/0.png", "1/1.png", "2/5.png", "1/199.png"):
+        saved = np.asarray(Image.open(out / f"{name}.depth.png"))
+        expected = model.predict(Image.open(photos / name))
+        assert saved.shape == expected.shape and np.abs(saved - expected * 1000).max() <= 1
+    (photos / "bad.jpg").unlink()
+    (out / "0" / "0.png.depth.png").unlink()
+    finished = {name: time for name, time in written.items() if name != "0/0.png.depth.png"}
+    for words in (["0/0.png.depth.png"], []):
+        with pytest.raises(SystemExit) as exit_:
+            ray_folder.main(command)
+        assert exit_.value.code == 0
+        again = {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*.*")}
+        assert finished.items() <= again.items() and len(again) == COUNT, words
+    assert f"all {COUNT} images have a depth" in capsys.readouterr().err
 
 
-def test_a_bad_picture_does_not_stop_a_folder(
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_ray_on_parquet(
     tiny_file: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photos / "bad.jpg").write_text("hello")
-    assert load("folder").main([str(tiny_file), str(photos), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("folder: error: ") and "bad.jpg" in error and error.count("\n") == 1
-    assert len(list((tmp_path / "out").iterdir())) == 10
+    """Images as bytes, and as structs with bytes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    ray_folder = load("ray_folder")
+    files = sorted((photos / "1").iterdir())[:20]
+    contents = [file.read_bytes() for file in files]
+    columns: dict[str, list[Any]] = {"id": [f"row/{file.stem}" for file in files], "plain": contents}
+    columns["struct"] = [{"bytes": content, "path": None} for content in contents]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    for column in ("plain", "struct"):
+        command = [str(tiny_file), str(tmp_path / "rows.parquet"), str(tmp_path / column), "--columns", "id"]
+        with pytest.raises(SystemExit) as exit_:
+            ray_folder.main([*command, column])
+        assert exit_.value.code == 0
+        assert len(list((tmp_path / column / "row").iterdir())) == 20
+    assert "Column missing not found" in refused(ray_folder, [*command, "missing"], capsys)
 
 
-def test_an_example_copied_beside_run_onnx(tiny_file: Path, photos: Path, tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    for path in (ROOT / "export" / "run_onnx.py", EXAMPLES / "folder.py"):
-        shutil.copy(path, project)
-    command = [sys.executable, "-I", "-c", "import runpy, sys; sys.argv = sys.argv[1:]\n"]
-    command[-1] += "sys.path.insert(0, 'project'); runpy.run_path(sys.argv[0], run_name='__main__')"
-    command += ["project/folder.py", str(tiny_file), "photos", "--out", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 10
+def test_ray_arguments(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    ray_folder = load("ray_folder")
+    for arguments, message in [
+        (["missing.onnx", str(tmp_path), "out"], "missing.onnx: no such file"),
+        ([str(tiny_file), str(tmp_path / "nowhere"), str(tmp_path / "out")], "nowhere"),
+        ([str(tiny_file), "nosuch://bucket", str(tmp_path / "out")], "nosuch"),
+    ]:
+        assert message in refused(ray_folder, arguments, capsys)
+
+
+def test_the_ray_example_fits_on_a_page() -> None:
+    assert len((EXAMPLES / "ray_folder.py").read_text().splitlines()) <= 80
 
 
 def test_no_ffmpeg(
@@ -237,7 +280,7 @@ def test_the_readme(
     for block in blocks:
         exec(block, names)
     assert names["depth"].shape == (60, 80) and names["depths"].shape == (2, 1, 64, 96)
-    scripts = {"to_onnx.py": to_onnx, "run_onnx.py": run_onnx, "folder.py": load("folder")}
+    scripts = {"to_onnx.py": to_onnx, "run_onnx.py": run_onnx, "ray_folder.py": load("ray_folder")}
     for script, module in scripts.items():
         with pytest.raises(SystemExit):
             module.main(["--help"])
