@@ -8,7 +8,7 @@ from depthzoo.errors import WeightsError, one_line
 try:
     from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 except ImportError:
-    raise ImportError("the Hugging Face Hub needs huggingface_hub: pip install 'depthzoo[hub]'") from None
+    raise ImportError("the Hugging Face Hub needs a package: pip install huggingface_hub") from None
 
 FILE = "model.safetensors"
 REPOSITORY = "https://github.com/org/depthzoo"

@@ -27,6 +27,13 @@ class BuilderOptions(TypedDict, total=False):
     width: int
 
 
+class LoadOptions(BuilderOptions, total=False):
+    """Options of :func:`load`, for type checkers."""
+
+    weights: Weights
+    pretrained: bool | str | None
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {}
 
 
@@ -98,7 +105,7 @@ def create_model(
     return model
 
 
-def load(source: str | os.PathLike[str], **options: Any) -> DepthModel:
+def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> DepthModel:
     """Load a model from whatever names it.
 
     >>> load("unet_resnet50")                                # of the zoo
@@ -129,7 +136,8 @@ def load(source: str | os.PathLike[str], **options: Any) -> DepthModel:
             f"{os.fspath(source)}: is for the model {name!r}, which is not registered; there are: "
             f"{', '.join(sorted(BUILDERS))}"
         )
-    return create_model(name, weights=source, **options)
+    options["weights"] = source
+    return create_model(name, **options)
 
 
 def from_pretrained(source: str | os.PathLike[str], **options: Any) -> DepthModel:
