@@ -131,7 +131,6 @@ def _stopped_at_once() -> Iterator[None]:
 
 
 def _complain(message: str, code: int = 0) -> int:
-    """Write one line to stderr, and return ``code``."""
     print("depthzoo: " + " ".join(message.split()), file=sys.stderr)
     return code
 
@@ -315,8 +314,6 @@ def _predict(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.videos[0]}: a video is saved as color or panel, not as {', '.join(args.save)}"
         )
-    if args.videos and args.fov is not None:
-        raise ValueError(f"{args.videos[0]}: --fov is for images; give --focal, in pixels, for a video")
     args.file = _file_by_kind(args)
     args.out = Path(args.out)
     with _stopped_at_once():

@@ -163,17 +163,15 @@ def _predict_videos(
         return
     from depthzoo.video import predict_video
 
-    options = {"colormap": args.colormap, "near": args.near, "far": args.far, "focal_px": args.focal}
+    scale = {"colormap": args.colormap, "near": args.near, "far": args.far}
+    camera = {"focal_px": args.focal, "fov": args.fov}
+    progress = False if args.quiet else None
     for task in tasks:
         try:
             for kind, path in task.outputs.items():
+                side = kind == "panel"
                 frames = predict_video(
-                    run,
-                    task.source,
-                    path,
-                    **options,
-                    side_by_side=kind == "panel",
-                    progress=False if args.quiet else None,
+                    run, task.source, path, **scale, **camera, side_by_side=side, progress=progress
                 )
         except ValueError as error:
             report.failed(str(task.source), str(error))
@@ -242,7 +240,9 @@ class Report:
         if self.args.json:
             self._line(json.dumps({"input": str(task.source), "outputs": outputs, **facts}))
         elif not self.args.quiet:
-            self._line(f"{task.source}: {text} -> {', '.join(outputs.values())}")
+            # A file's name chosen by the user may not tell what is in it.
+            paths = [f"{path} ({kind})" if self.args.file else path for kind, path in outputs.items()]
+            self._line(f"{task.source}: {text} -> {', '.join(paths)}")
 
     def _line(self, text: str) -> None:
         with self.bar.external_write_mode(file=sys.stdout):

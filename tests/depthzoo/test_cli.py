@@ -119,7 +119,12 @@ class TestPredict:
         ],
     )
     def test_a_file_as_output(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        name: str,
+        kind: str,
     ) -> None:
         save("a.png")
         wrote: list[tuple[str, Path]] = []
@@ -127,6 +132,7 @@ class TestPredict:
             monkeypatch.setitem(cli_predict.WRITERS, each, lambda p, path, _, k=each: wrote.append((k, path)))
         assert cli.main(["predict", "a.png", "-o", name]) == 0
         assert wrote == [(kind, Path(name))]
+        assert capsys.readouterr().out.endswith(f" -> {Path(name)} ({kind})\n")
 
     def test_a_folder_with_a_dot(self, folder: Path) -> None:
         save("a.png")
@@ -234,7 +240,7 @@ class TestPredict:
         inputs = ["./clip.MP4", "a.png", "bad.mp4"]
         assert cli.main(["predict", *inputs, "--save", "npy,color,panel", *options]) == 1
         assert names(folder / "out") == ["a.color.png", "a.npy", "a.panel.png"]
-        expected = {"near": 1, "far": 4, "focal_px": 500, "colormap": "magma", "progress": False}
+        expected = {"near": 1, "far": 4, "focal_px": 500, "fov": None, "colormap": "magma", "progress": False}
         assert calls == [
             (Path("clip.MP4"), Path(f"out/clip.{kind}.mp4"), {**expected, "side_by_side": kind == "panel"})
             for kind in ("color", "panel")
@@ -412,7 +418,6 @@ class TestPredict:
             (["a.png", "--out", "b.npy", "--save", "npy"], "leave out --save"),
             (["a.mp4", "--save", "npy,ply"], "a.mp4: a video is saved as color or panel, not as npy, ply"),
             (["a.mp4", "--out", "b.png"], "or a file in .panel.mp4, .mp4, .mov, .mkv"),
-            (["a.mp4", "--fov", "60"], "a.mp4: --fov is for images"),
             (["a.png", "--model", "empty", "--weights", "nyu"], "--model empty: is weights itself"),
             ([], "required"),
         ],
