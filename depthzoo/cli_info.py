@@ -74,6 +74,10 @@ def print_info(source: str, as_json: bool = False) -> None:
         cards = {}
         for tag in zoo_weights.tags(name):
             card = zoo_weights.card(name, tag)
+            # Outside a checkout the card is short; a downloaded file holds all of it.
+            cached = Path(torch.hub.get_dir()).expanduser() / "checkpoints" / card["file"]
+            if cached.is_file():
+                card = zoo_weights.read_metadata(cached) | card
             cards[f"{tag}{'' if cards else ' (the default)'}, {card['file']}"] = card
     if as_json:
         print(json.dumps(list(cards.values()), indent=2))
@@ -130,6 +134,8 @@ def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "limits", "\n".join(f"- {text}" for text in limits)
     if card.get("terms"):
         yield "terms", _each_once(card["terms"])
+    elif "sha256" in card:
+        yield "terms", "of the training data: shown here once predict has downloaded the file"
 
 
 def _accuracy(card: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -603,6 +603,20 @@ class TestListAndInfo:
             assert cli.main(["info", "unet"]) == 0
             assert "7.1 MB" in " ".join(capsys.readouterr().out.split())
 
+    def test_info_without_a_checkout(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The manifest's entry only; and once the file is in the cache, its whole card."""
+        short = {"file": "unet_nyu-1a2b3c4d.safetensors", "sha256": "1a2b3c4d", "bytes": 7_100_000}
+        monkeypatch.setattr(weights, "tags", lambda model: ("nyu",))
+        monkeypatch.setattr(weights, "card", lambda model, tag: short)
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        assert cli.main(["info", "unet"]) == 0
+        assert "once predict has downloaded the file" in " ".join(capsys.readouterr().out.split())
+        weights.save_weights(tmp_path / "checkpoints" / short["file"], {"a": torch.zeros(1)}, CARD)
+        assert cli.main(["info", "unet"]) == 0
+        assert NYU in " ".join(capsys.readouterr().out.split())
+
     def test_info_of_a_file_and_of_a_run(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for path in (run, run / "model.safetensors"):
             assert cli.main(["info", str(path)]) == 0
