@@ -77,7 +77,7 @@ with torch.no_grad():
 answers["depth"] = [list(depth.shape), str(depth.dtype), depth.min().item(), depth.max().item()]
 # By position: torch.hub.load has a parameter called model itself.
 predict = torch.hub.load(
-    repo, "predictor", "unet_mobilenet_v3", source="local", weights=None, device="cpu", trust_repo=True
+    repo, "predictor", "unet_mobilenet_v3", source="local", pretrained=False, device="cpu", trust_repo=True
 )
 answers["predictor"] = type(predict).__name__
 """

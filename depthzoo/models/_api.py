@@ -4,7 +4,6 @@ import fnmatch
 import inspect
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from depthzoo import weights as zoo_weights
@@ -144,15 +143,15 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> DepthMode
     """Load a model from the Hugging Face Hub, or from a folder that ``model.save_pretrained`` wrote.
 
     Args:
-        source: a folder, or "USER/NAME" of a repository, which needs huggingface_hub, the extra ``hub``.
+        source: "USER/NAME" of a repository, which needs huggingface_hub, the extra ``hub``; or what :func:`load` takes.
         **options: of ``huggingface_hub.hf_hub_download``, as ``revision``, ``token`` and ``cache_dir``.
 
     Raises:
         ImportError: if huggingface_hub is missing.
         WeightsError: if there is no such repository, or its weights cannot be loaded.
     """
-    if os.path.isdir(source):
-        return load(Path(source))
+    if source in BUILDERS or os.path.exists(source):
+        return load(source)
     from depthzoo.hub import download  # an extra
 
     return load(download(os.fspath(source), **options))

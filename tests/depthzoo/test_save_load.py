@@ -181,6 +181,7 @@ class TestHuggingFace:
         readme = (tmp_path / "mine" / "README.md").read_text()
         assert "library_name: depthzoo" in readme and "pipeline_tag: depth-estimation" in readme
         assert "`unet` of" in readme and "research use" in readme
+        assert depthzoo.from_pretrained("unet_mobilenet_v3").name == "unet_mobilenet_v3"
         for loaded in (depthzoo.from_pretrained(tmp_path / "mine"), depthzoo.load(tmp_path / "mine")):
             assert same(loaded, model) and loaded.card["size"] == [64, 96]
 
