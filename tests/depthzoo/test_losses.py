@@ -275,6 +275,13 @@ def test_float32_under_autocast_and_from_half_precision(name: str) -> None:
     assert loss.item() == value(name, rounded.float(), d, mask)
 
 
+@every_loss
+def test_a_scalar_on_the_meta_device(name: str) -> None:
+    prediction, target, mask = (x.to("meta") for x in random_batch())
+    loss = depthzoo.create_loss(name)(prediction, target, mask)
+    assert loss.is_meta and loss.shape == () and loss.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", [*NAMES, "gradient_log"])
 @pytest.mark.parametrize("depth", [0.001, 10.0, 0.0, -4.0, 1e4])
 def test_gradient_is_finite_for_any_prediction(name: str, depth: float) -> None:
