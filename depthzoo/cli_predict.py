@@ -114,13 +114,10 @@ def output_names(roots: dict[Path, Path]) -> dict[Path, str]:
     """
     folders = {os.path.abspath(root) for path, root in roots.items() if path != STDIN}
     common = os.path.commonpath(folders) if folders else ""
-    names = {path: Path(os.path.relpath(os.path.abspath(path), common)) for path in roots if path != STDIN}
-    names |= {path: Path("stdin") for path in roots if path == STDIN}
-    count = Counter(str(name.with_suffix("")).casefold() for name in names.values())
-    return {
-        path: str(name if count[str(name.with_suffix("")).casefold()] > 1 else name.with_suffix(""))
-        for path, name in names.items()
-    }
+    names = {path: Path("stdin") if path == STDIN else Path(os.path.relpath(path, common)) for path in roots}
+    stems = {path: str(name.with_suffix("")) for path, name in names.items()}
+    count = Counter(stem.casefold() for stem in stems.values())
+    return {path: stem if count[stem.casefold()] == 1 else str(names[path]) for path, stem in stems.items()}
 
 
 def _load(args: argparse.Namespace, device: torch.device) -> Predictor:
