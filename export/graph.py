@@ -124,6 +124,14 @@ def fix_size(model: onnx.ModelProto, size: tuple[int, int]) -> None:
     infer_shapes(model)
 
 
+def name_batch(model: onnx.ModelProto) -> None:
+    """Name the dynamic dimension of a graph of fixed size wherever shape inference gave it another name."""
+    for value in model.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = "batch"
+
+
 def infer_shapes(model: onnx.ModelProto) -> None:
     """Recompute the shapes of all tensors from those of the inputs."""
     del model.graph.value_info[:]

@@ -2,6 +2,7 @@
 
     python export/to_onnx.py unet_resnet50 --out unet_resnet50.onnx
     python export/to_onnx.py unet_resnet50 --precision int8 --data photos
+    python export/to_onnx.py runs/mine --out mine.onnx
 
 Input ``image``: float32 (N, 3, H, W), RGB in [0, 1], H and W multiples of 32; with --uint8, uint8 (N, H, W, 3) of
 any H and W. Output ``depth``: float32 (N, 1, H, W), metres. The metadata of the file holds all else that a consumer
@@ -34,7 +35,7 @@ try:
     from depthzoo.files import atomic_write, sha256_of
     from depthzoo.models import DepthModel, get_builder
     from export.fp16 import simulate_fp16, to_fp16
-    from export.graph import MULTIPLE, OPSETS, ExportError, fix_size, trace, unblock_head_layout
+    from export.graph import MULTIPLE, OPSETS, ExportError, fix_size, name_batch, trace, unblock_head_layout
     from export.int8 import IMAGES, PERCENTILE, quantize
     from export.parity import Parity, compare, compared_shapes, eager
     from export.pictures import load_pictures, network_input
@@ -43,8 +44,14 @@ try:
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
-    todo = f"run `make setup` or `pip install -e '{ROOT}[export]'`"
+    todo = f"run `make setup` or `pip install -e '{ROOT}[export]'` ([gpu] for CUDA)"
     print(f"to_onnx: error: {missing.name} is not installed: {todo}", file=sys.stderr)
+    sys.exit(2)
+except ImportError as broken:  # onnxruntime and onnxruntime-gpu were both installed, and one was uninstalled
+    if __name__ != "__main__":
+        raise
+    todo = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+    print(f"to_onnx: error: {broken}: {todo}", file=sys.stderr)
     sys.exit(2)
 
 FORMAT = "depthzoo/1"
@@ -88,6 +95,10 @@ def export_onnx(
     """
     path = Path(path)
     check_arguments(path, size, opset, precision)
+    if (channels := model.head.conv.out_channels) != 1:
+        raise ExportError(
+            f"{model.name} predicts {channels} channels; only models of one channel, depth, are exported"
+        )
     metadata = describe(model, size, precision, uint8, weights_file)
     if message := size_warning(metadata, tuple(metadata["size"])):
         warnings.warn(message, stacklevel=2)
@@ -144,6 +155,8 @@ def convert(
         graph = quantize(graph, [network_input(picture, size, fixed) for picture in pictures])
     if uint8:
         add_uint8_resize(graph, size, exact=fixed)
+    elif fixed:
+        name_batch(graph)
     return graph
 
 
@@ -270,9 +283,10 @@ def default_path(name: str, size: tuple[int, int] | None, precision: str, uint8:
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="to_onnx", description=(__doc__ or "").splitlines()[0])
-    main.add_argument("name", metavar="NAME", help=", ".join(depthzoo.list_models()))
+    names = ", ".join(depthzoo.list_models())
+    main.add_argument("name", metavar="NAME", help=f"{names}; or a .safetensors file or a run's folder")
     main.add_argument(
-        "--weights", default="DEFAULT", metavar="W", help="DEFAULT, a tag, a .safetensors file, none (random)"
+        "--weights", default="DEFAULT", metavar="W", help="of NAME: DEFAULT, a tag, a file, none (random)"
     )
     main.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.onnx")
     main.add_argument("--size", type=size_or_dynamic, metavar="HxW", help="fix the size (default: dynamic)")
@@ -291,13 +305,18 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = parser().parse_args(argv)
-    path = args.out or default_path(args.name, args.size, args.precision, args.uint8)
     try:
+        name, weights = args.name, args.weights
+        if name not in depthzoo.list_models() and zoo_weights.is_path("", name):
+            if weights != "DEFAULT":
+                raise ExportError(f"{name} has its own weights; --weights is for the name of a model")
+            name, weights = zoo_weights.model_of(name), Path(name)
+        path = args.out or default_path(name, args.size, args.precision, args.uint8)
         check_arguments(path, args.size, args.opset, args.precision)
-        get_builder(args.name)  # an unknown name is an error before its weights are looked for
-        file = None if args.weights == "none" else zoo_weights.find(args.name, args.weights)
+        get_builder(name)  # an unknown name is an error before its weights are looked for
+        file = None if weights == "none" else zoo_weights.find(name, weights)
         torch.manual_seed(0)  # makes random weights reproducible
-        model = depthzoo.create_model(args.name, weights=file)
+        model = depthzoo.create_model(name, weights=file)
         parity = export_onnx(
             model,
             path,

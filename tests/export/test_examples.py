@@ -1,7 +1,6 @@
 """The examples as a reader runs them, compared with run_onnx.py, and the page that shows them."""
 
 import importlib.util
-import io
 import os
 import re
 import shutil
@@ -163,61 +162,6 @@ def test_ray_arguments(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_ray_example_fits_on_a_page() -> None:
     assert len((EXAMPLES / "ray_folder.py").read_text().splitlines()) <= 80
-
-
-def test_no_ffmpeg(
-    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "install ffmpeg" in refused(load("video"), [str(tiny_file), "a.mp4", "b.mp4"], capsys)
-
-
-@pytest.fixture
-def film(tmp_path: Path) -> Path:
-    """Seven frames of odd size, ten a second, by ffmpeg."""
-    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
-        pytest.skip("no ffmpeg and ffprobe on the PATH")
-    for index in range(7):
-        noise(41, 61, index).save(tmp_path / f"{index}.png")
-    command = ["ffmpeg", "-v", "error", "-framerate", "10", "-i", str(tmp_path / "%d.png"), "-c:v", "ffv1"]
-    subprocess.run([*command, str(tmp_path / "film.mkv")], check=True)
-    return tmp_path / "film.mkv"
-
-
-def test_a_video(tiny_file: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = tmp_path / "depth.avi"
-    assert load("video").main([str(tiny_file), str(film), str(target)]) == 0
-    assert capsys.readouterr().out == f"7 frames -> {target}\n"
-    command = ["ffprobe", "-v", "error", "-count_frames", "-of", "csv=p=0", "-show_entries"]
-    command += ["stream=width,height,r_frame_rate,nb_read_frames", str(target)]
-    probe = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert probe.stdout.strip() == "122,42,10/1,7"
-    shown = subprocess.run(
-        ["ffmpeg", "-v", "error", "-i", target, "-frames:v", "1", "-f", "image2pipe", "-c:v", "ppm", "-"],
-        capture_output=True,
-        check=True,
-    )
-    left = np.asarray(Image.open(io.BytesIO(shown.stdout)))[:41, :61].astype(int)
-    assert np.abs(left - np.asarray(noise(41, 61, 0))).mean() < 12
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_videos_that_cannot_be_used(
-    tiny_file: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    video, model = load("video"), str(tiny_file)
-    (tmp_path / "text.mp4").write_text("hello")
-    (tmp_path / "cut.mkv").write_bytes(film.read_bytes()[:600])
-    for source, target, message in [
-        ("missing.mp4", "out.avi", "missing.mp4"),
-        ("film.mkv", "film.mkv", "both source and target"),
-        ("text.mp4", "out.avi", "text.mp4"),
-        ("cut.mkv", "out.avi", "cut.mkv"),
-        ("film.mkv", "out.nothing", "ffmpeg: "),
-        ("film.mkv", "missing/out.avi", "ffmpeg: "),
-    ]:
-        assert message in refused(video, [model, str(tmp_path / source), str(tmp_path / target)], capsys)
-    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob(".*"))
 
 
 @pytest.fixture(scope="module")

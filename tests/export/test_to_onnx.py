@@ -106,6 +106,11 @@ def test_the_metadata_describes_the_file(tiny_file: Path) -> None:
     assert {"depthzoo", "torch", "onnx", "onnxruntime"} <= metadata["versions"].keys()
 
 
+def test_a_fixed_size_leaves_only_the_batch_dynamic(fixed_file: Path) -> None:
+    named = {dim for value in onnx.load(fixed_file).graph.value_info for dim in dims(value)}
+    assert {name for name in named if isinstance(name, str)} == {"batch"}
+
+
 def test_the_file_does_not_say_where_it_was_made(tiny_file: Path) -> None:
     content = tiny_file.read_bytes()
     for trace in (str(ROOT), str(Path.home()), sys.prefix, "site-packages", ".py", "stack_trace"):
@@ -379,6 +384,33 @@ def test_the_command(
     assert [path.name for path in tmp_path.iterdir()] == ["unet_64x96_fp16_uint8.onnx"]
 
 
+def test_a_run_is_exported_by_its_folder(
+    tiny_graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or by its file; both name the model and its options."""
+    monkeypatch.chdir(tmp_path)
+    exported: list[tuple[DepthModel, Path, str]] = []
+
+    def export(model: DepthModel, path: Path, *_: object, weights_file: Path, **__: object) -> Any:
+        path.touch()
+        exported.append((model, path, weights_file.name))
+
+    monkeypatch.setattr(to_onnx, "export_onnx", export)
+    trained = depthzoo.create_model("unet_mobilenet_v3", weights=None, max_depth=20.0)
+    Path("mine").mkdir()
+    trained.save("mine/model.safetensors")
+    assert main(["mine"]) == main(["mine/model.safetensors", "--out", "m.onnx"]) == 0
+    for model, path, file in exported:
+        assert (model.max_depth, file) == (20.0, "model.safetensors")
+        assert path.name in ("unet_mobilenet_v3.onnx", "m.onnx")
+
+
+def test_other_channels_are_refused(tmp_path: Path) -> None:
+    model = depthzoo.create_model("unet_mobilenet_v3", weights=None, out_channels=2)
+    with pytest.raises(ExportError, match="unet_mobilenet_v3 predicts 2 channels"):
+        export_onnx(model, tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -387,6 +419,7 @@ def test_the_command(
         (["unet", "--size", "480"], "HEIGHTxWIDTH"),
         (["unet", "--size", "100x96"], "multiples of 32"),
         (["unet", "--size", "0x64"], "multiples of 32"),
+        (["unet", "--size", "96000x96000"], "multiples of 32 up to 4096, not 96000x96000"),
         (["unet", "--opset", "17"], "opset must be 18 to 25, not 17"),
         (["unet", "--precision", "fp12"], "fp12"),
         (["unet", "--out", "missing/unet.onnx"], "the folder missing does not exist"),
@@ -394,6 +427,8 @@ def test_the_command(
         (["unet", "--weights", "missing.safetensors"], "missing.safetensors"),
         (["unet_mobilenet_v3", "--data", "nowhere"], "no pictures at nowhere"),
         (["unet"], "unet: no trained weights"),
+        (["missing.safetensors"], "missing.safetensors"),
+        (["a/run", "--weights", "nyu"], "a/run has its own weights"),
     ],
 )
 def test_bad_arguments(
