@@ -2,7 +2,7 @@
 # Measure everything on a machine with an NVIDIA GPU:  benchmarks/gpu.sh DATA [RUNS]
 #
 # DATA is a data set of train.prepare with frames of 480x640, RUNS a folder for the trainings (default: runs). Needs
-# pip install -e '.[dev,gpu,peers]'. Every command has 8 minutes: after 7 it gets SIGINT, after 8 SIGKILL. Rows are
+# make setup, or pip install -e '.[dev,gpu]'. Every command has 8 minutes: after 7 it gets SIGINT, after 8 SIGKILL. Rows are
 # stored as they are measured, so running the script again continues: stored rows are skipped, trainings resume. To
 # run a part, run its lines by hand.
 set -uo pipefail
