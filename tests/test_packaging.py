@@ -144,7 +144,9 @@ def test_the_packages(built: Path) -> None:
     # The README is the page on PyPI, where relative links lead nowhere.
     links = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
     assert links and not [link for link in links if not link.startswith(("https://", "#"))]
-    ours = re.compile(r"https://(?:github\.com/org/depthzoo/blob|raw\.githubusercontent\.com/org/depthzoo)/main/")
+    ours = re.compile(
+        r"https://(?:github\.com/org/depthzoo/blob|raw\.githubusercontent\.com/org/depthzoo)/main/"
+    )
     assert not [link for link in links if ours.match(link) and not (ROOT / ours.sub("", link)).exists()]
     with tarfile.open(source) as archive_:
         assert not [name for name in archive_.getnames() if "/tests" in name]

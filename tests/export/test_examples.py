@@ -218,7 +218,7 @@ def test_the_readme(
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny_file, "unet_mobilenet_v3.onnx")
     noise(60, 80).save("photo.jpg")
-    names: dict[str, Any] = {"images": np.zeros((2, 3, 64, 96), np.float32)}
+    names: dict[str, Any] = {"images": np.zeros((2, 3, 64, 96), np.float32), "paths": ["photo.jpg"]}
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     for block in blocks:
@@ -238,8 +238,9 @@ def test_the_page_puts_no_two_onnxruntimes_into_one_environment() -> None:
     installed: dict[str, str] = {}
     for pip, packages in re.findall(r"^(\S*pip) install ([^#\n]*)", text, re.MULTILINE):
         installed[pip] = f"{installed.get(pip, '')} {packages}"
-    assert len(installed) == 2
-    assert not [words for words in installed.values() if "[export]" in words and "onnxruntime" in words]
+    assert len(installed) == 3
+    for words in installed.values():
+        assert len(re.findall(r"\[export\]|\[gpu\]|onnxruntime(?:-gpu)?", words)) == 1
 
 
 def test_the_sizes_that_the_page_shows_work() -> None:
