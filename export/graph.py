@@ -1,5 +1,6 @@
 """Trace a model of the zoo to an ONNX graph, and edit that graph."""
 
+import ast
 import logging
 import warnings
 from collections import Counter
@@ -17,6 +18,8 @@ from depthzoo.models import DepthModel
 OPSETS = range(18, 26)
 MULTIPLE = 32
 TRACED_SHAPE = (2, 3, 64, 96)
+# Where the exporter notes the modules that a node comes from, as "['', 'encoder', 'encoder.body', 'conv2d_1']".
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 # Signs of a size that is not matched by construction, and of a BatchNorm that was not folded.
 UNWANTED = ("Shape", "BatchNormalization")
 
@@ -87,25 +90,32 @@ def clean(model: onnx.ModelProto) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in names:
                 dim.dim_param = names[dim.dim_param]
-    for part in [model, graph, *values, *graph.node, *graph.initializer]:
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
     if model.functions:
         raise ExportError("the graph has local functions, which were to be inlined")
     rename_nodes(model)
+    for part in [model, graph, *values, *graph.node, *graph.initializer]:
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def rename_nodes(model: onnx.ModelProto) -> None:
-    """Name nodes, their outputs and constants by position, so that the same model exports to the same bytes.
+    """Name nodes and their outputs by module and position, as "encoder.body.0/conv_2", and constants by position.
 
-    The exporter's own counters depend on earlier exports. Inputs, outputs and the model's weights keep their names.
+    The same model then exports to the same bytes: the exporter's own counters depend on earlier exports. Inputs,
+    outputs and the model's weights keep their names.
     """
     graph = model.graph
     names = {value.name: value.name for value in graph.output}
     constants = (tensor.name for tensor in graph.initializer if "." not in tensor.name)
     names |= {name: f"constant_{index}" for index, name in enumerate(constants)}
     for index, node in enumerate(graph.node):
-        node.name = f"{node.op_type.lower()}_{index}"
+        # By its weight: a folded BatchNorm leaves its own module to the convolution.
+        weights = [name for name in node.input if name.endswith(".weight")]
+        scopes = [entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES]
+        module = ast.literal_eval(scopes[0])[-2] if scopes else ""  # the last is the operator
+        if weights:
+            module = weights[0].removesuffix(".weight")
+        node.name = f"{module}/{node.op_type.lower()}_{index}".lstrip("/")
         outputs = [name for name in node.output if name and name not in names]
         names |= {name: f"{node.name}.{place}" if place else node.name for place, name in enumerate(outputs)}
     for node in graph.node:

@@ -111,6 +111,12 @@ def test_a_fixed_size_leaves_only_the_batch_dynamic(fixed_file: Path) -> None:
     assert {name for name in named if isinstance(name, str)} == {"batch"}
 
 
+def test_nodes_are_named_by_module(tiny_graph: onnx.ModelProto) -> None:
+    modules = {node.name.rpartition("/")[0] for node in tiny_graph.graph.node if node.op_type == "Conv"}
+    assert modules == {"fine.0", "coarse.0", "merge.0", "head.conv"}
+    assert len({node.name for node in tiny_graph.graph.node}) == len(tiny_graph.graph.node)
+
+
 def test_the_file_does_not_say_where_it_was_made(tiny_file: Path) -> None:
     content = tiny_file.read_bytes()
     for trace in (str(ROOT), str(Path.home()), sys.prefix, "site-packages", ".py", "stack_trace"):
