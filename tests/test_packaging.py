@@ -116,7 +116,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", "77")
     folder = tmp_path_factory.mktemp("packages")
     kept = shutil.ignore_patterns(
-        ".git", ".venv", "out", "build", "dist", "*.egg-info", "runs", "__pycache__", ".*_cache"
+        ".git", ".venv", "weights", "out", "build", "dist", "*.egg-info", "runs", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, folder / "checkout", ignore=kept)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), "checkout"]
