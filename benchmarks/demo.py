@@ -17,6 +17,7 @@ from PIL import Image
 import depthzoo
 from depthzoo import weights as zoo_weights
 from depthzoo.images import load_image
+from depthzoo.prediction import DEFAULT_MODEL
 from export.pictures import EXAMPLES
 from export.run_onnx import OnnxDepth, save
 from export.to_onnx import export_onnx
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").splitlines()[0]
     main = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=summary)
     main.add_argument("--image", metavar="PATH", help="default: a bundled image, with its true depth")
-    main.add_argument("--model", default="unet_resnet50", help="default: unet_resnet50")
+    main.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
     main.add_argument(
         "--weights", default="DEFAULT", help="DEFAULT, a tag, a .safetensors file, none (random)"
     )

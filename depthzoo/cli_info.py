@@ -114,7 +114,7 @@ def _facts(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     versions = card.get("versions", {})
     made = [f"{key} {versions[key]}" for key in ("depthzoo", "torch") if key in versions]
     if card.get("commit"):
-        made.append(f"commit {card['commit']}")
+        made.append(f"commit {card['commit'][:8]}")
     if made:
         yield "made with", ", ".join(made)
     if trained := _training(card):

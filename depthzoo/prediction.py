@@ -26,7 +26,7 @@ from depthzoo.images import ImageSource, Pixels, load_with_focal
 from depthzoo.models import load
 
 DEFAULT_SIZE = (480, 640)
-DEFAULT_MODEL = "unet_resnet50"
+DEFAULT_MODEL = "unet_mobilenet_v3"
 # Pixels, that of the canonical camera, or None: EXIF's, and the canonical one where EXIF states none.
 Focal: TypeAlias = float | Literal["canonical"] | None
 FocalSource: TypeAlias = Literal["given", "EXIF", "canonical"]
@@ -379,7 +379,7 @@ def predictor(
 
     Args:
         name: of a model (see ``depthzoo.list_models()``), a .safetensors file or a run folder; if None, ``weights`` if
-            they are a file or a folder, else unet_resnet50. Not called ``model``, which is a parameter of
+            they are a file or a folder, else unet_mobilenet_v3. Not called ``model``, which is a parameter of
             torch.hub.load.
         weights: "DEFAULT", a tag ("nyu"), a path to a .safetensors file or a run folder, or None (random).
         device, size, batch_size, flip: see :class:`Predictor`.

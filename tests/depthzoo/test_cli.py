@@ -545,12 +545,13 @@ class TestListAndInfo:
     def test_list(self, capsys: pytest.CaptureFixture[str], two_weights: None) -> None:
         assert cli.main(["list"]) == 0
         text = capsys.readouterr().out
-        rows = [line.split() for line in text.splitlines()]
+        rows = [line.removeprefix("*").split() for line in text.splitlines()]
         columns = ["model", "weights", "parameters", "file", "size", "AbsRel", "d1"]
         trained = ["unet_mobilenet_v3", "nyu,", "old", "3.5M", "7.1", "MB", "224x288", "0.221", "0.654"]
         assert rows[:2] == [columns, trained]
         assert ["unet", "-", "31.0M", "-", "-", "-", "-"] in rows
-        assert sum(row[:1] == ["*"] and row[1] == DEFAULT_MODEL for row in rows) == 1
+        marked = [line.split()[1] for line in text.splitlines() if line.startswith("* ")]
+        assert marked[0] == DEFAULT_MODEL and "unet" not in marked
         for column in ("size  ", "AbsRel  ", "d1  "):  # explained below
             assert f"\n{column}" in text
         assert text.endswith("654 frames of NYU.\n")
