@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from depthzoo.camera import CANONICAL_FOCAL
-from train.codec import encode_depth, encode_image
+from train.shards import encode_depth, encode_image
 from train.shards import ShardWriter, write_dataset
 
 

@@ -15,7 +15,7 @@ from export.to_onnx import export_onnx
 from train import records
 from train.arguments import command
 from train.augment import augment
-from train.codec import encode_depth, encode_image
+from train.shards import encode_depth, encode_image
 from train.config import AugmentConfig
 from train.data import ShuffledFrames
 from train.frames import decode_frames

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from train.codec import depth_steps, encode_image, encode_steps
+from train.shards import depth_steps, encode_image, encode_steps
 from train.shards import DEFAULT_RANGE
 from train.sources.base import Frame, FrameError, Item, Source
 

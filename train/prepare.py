@@ -10,7 +10,8 @@ python -m train.prepare pseudo PICTURES.tar ... --teacher unet_resnet50 --size 2
 python -m train.prepare verify DIR [--full]
 python -m train.prepare sheet DIR --out sheet.png
 
-The data set is written to ``DIR.part`` and renamed to ``DIR`` when it is complete.
+The data set is written to ``DIR.part`` and renamed to ``DIR`` when it is complete. After an interruption the same command
+continues at the last complete shard.
 """
 
 import argparse
@@ -31,19 +32,17 @@ from tqdm import tqdm
 from depthzoo.errors import DatasetError
 from depthzoo.files import write_json
 from train.arguments import command, parse_size
-from train.contact_sheet import write_sheet
+from train.check import problems, write_sheet
 from train.encoding import Sample, encode, unit_problem
-from train.interruption import ignore_interrupt
-from train.shards import ShardWriter, read_dataset, write_dataset
+from train.log import ignore_interrupt
+from train.shards import ShardWriter, write_dataset
 from train.sources.base import SPLITS, FrameError, Item, Source
-from train.sources.nyu_50k import Nyu50k
 from train.sources.nyu_h5 import NyuH5
 from train.sources.nyu_labelled import NyuLabelled
-from train.sources.nyu_sync import NyuSync
+from train.sources.nyu_lists import Nyu50k, NyuSync
 from train.sources.pairs import Pairs
 from train.sources.pseudo import Pseudo
 from train.sources.rooms import Rooms
-from train.verify import problems, quick_problems
 
 SOURCES: tuple[type[Source], ...] = (NyuLabelled, Nyu50k, NyuH5, NyuSync, Pairs, Rooms, Pseudo)
 SAMPLES_PER_SHARD = 256
@@ -79,8 +78,8 @@ def prepare(
     max_bad: float = 0.01,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     overwrite: bool = False,
-) -> tuple[dict[str, int], bool]:
-    """Write the data set ``out``, unless the same source and settings made it before.
+) -> dict[str, int]:
+    """Write the data set ``out``; return the number of samples by split.
 
     Args:
         source: the frames.
@@ -89,10 +88,7 @@ def prepare(
         workers: number of processes that load and encode. The result does not depend on it.
         max_bad: fraction of the frames that may be skipped because they cannot be used.
         samples_per_shard: number of samples in one tar.
-        overwrite: replace a data set with other settings, once the new one is complete.
-
-    Returns:
-        Number of samples by split, and whether anything was written.
+        overwrite: replace an older data set, once the new one is complete.
 
     Raises:
         DatasetError: if the source or the folder is not what was expected, too many frames cannot be used, or the unit
@@ -100,8 +96,12 @@ def prepare(
         OSError: if the disk is full or a worker process died.
     """
     out = Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "dataset.json").is_file():
-        raise DatasetError(f"{out} is not empty and holds no data set; give another --out")
+    partial = out.with_name(out.name + ".part")
+    for folder, mark in ((out, "dataset.json"), (partial, PROGRESS)):
+        if folder.exists() and not (folder / mark).is_file() and any(folder.iterdir()):
+            raise DatasetError(f"{folder} is not empty and holds no data set; give another --out")
+    if (out / "dataset.json").is_file() and not overwrite:
+        raise DatasetError(f"{out} holds a data set already; --overwrite replaces it")
     items = source.items()
     check_items(items, source.name)
     listing = "\n".join(f"{item.split}\t{item.key}" for item in items)
@@ -113,39 +113,53 @@ def prepare(
         "source_digest": hashlib.sha256(listing.encode()).hexdigest(),
     }
     settings = json.loads(json.dumps(settings))
-    if (out / "dataset.json").is_file() and not overwrite:
-        check_finished(out, settings)
-        splits = read_dataset(out)["splits"]
-        return {split: splits[split]["count"] for split in SPLITS if split in splits}, False
-
-    partial = out.with_name(out.name + ".part")
-    progress = open_partial(partial, settings, source.repeatable, overwrite)
+    progress = open_partial(partial, settings, overwrite)
     try:
         for split in SPLITS:
             of_split = [item for item in items if item.split == split]
-            allowed = int(max_bad * len(items))
-            convert(source, of_split, size, partial, progress, workers, allowed, samples_per_shard)
+            convert(source, of_split, size, partial, progress, workers, int(max_bad * len(items)))
         about: dict[str, Any] = {"source": source.name, **source.about(), "prepared": settings}
         if progress["skipped"]:
             about["skipped"] = progress["skipped"]
             print(f"{out}: {len(progress['skipped'])} frames were skipped", file=sys.stderr)
         if outside := progress["outside"] / max(progress["known"], 1):
             about["outside_range"] = round(outside, 6)
-            near, far = source.depth_range
-            print(
-                f"{out}: {outside:.2%} of the depth is outside {near:g} to {far:g} m and invalid",
-                file=sys.stderr,
-            )
+            text = "{:.2%} of the depth is outside {:g} to {:g} m and invalid"
+            print(f"{out}: {text.format(outside, *source.depth_range)}", file=sys.stderr)
         write_dataset(partial, progress["splits"], source.depth_unit, source.depth_range, **about)
         write_sheet(partial, partial / "samples.png")
-    except BaseException:
-        if source.repeatable and progress["splits"]:
-            print(f"{partial} keeps the finished shards; the same command resumes", file=sys.stderr)
-        else:
-            shutil.rmtree(partial, ignore_errors=True)
+    except DatasetError:
+        shutil.rmtree(partial)
         raise
-    replace_folder(partial, out)
-    return {split: entry["count"] for split, entry in progress["splits"].items()}, True
+    except BaseException:
+        print(f"{partial} keeps the finished shards; the same command continues", file=sys.stderr)
+        raise
+    old = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    (partial / PROGRESS).unlink()
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return {split: entry["count"] for split, entry in progress["splits"].items()}
+
+
+def open_partial(partial: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """Create ``DIR.part``, or return the progress of an interrupted conversion with the same settings."""
+    file = partial / PROGRESS
+    if file.is_file() and not overwrite:
+        progress: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        before = progress["settings"]
+        if changed := [key for key in settings if before.get(key) != settings[key]]:
+            raise DatasetError(f"{partial} is unfinished and had another {changed[0]}; --overwrite drops it")
+        count = sum(entry["count"] for entry in progress["splits"].values())
+        print(f"{partial} has {count} frames of an interrupted conversion; continuing", file=sys.stderr)
+        return progress
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    progress = {"settings": settings, "splits": {}, "skipped": [], "known": 0, "outside": 0}
+    write_json(file, progress)
+    return progress
 
 
 def convert(
@@ -156,7 +170,6 @@ def convert(
     progress: dict[str, Any],
     workers: int,
     allowed: int,
-    samples_per_shard: int,
 ) -> None:
     """Write those shards of a split that ``progress`` does not have, and add them to it.
 
@@ -168,20 +181,19 @@ def convert(
         progress: the facts for ``dataset.json`` so far, saved after each shard.
         workers: number of processes.
         allowed: number of frames of all splits that may be skipped.
-        samples_per_shard: number of samples in one tar.
     """
     if not items:
         return
-    split, skipped = items[0].split, progress["skipped"]
+    split, skipped, per_shard = items[0].split, progress["skipped"], progress["settings"]["samples_per_shard"]
     entry = progress["splits"].get(split) or {"count": 0, "shards": []}
-    start = len(entry["shards"]) * samples_per_shard
+    start = len(entry["shards"]) * per_shard
     results = load(source, items[start:], size, workers)
     results = iter(tqdm(results, split, len(items), initial=start, unit="frame", disable=None))
     medians: list[float] = []
-    while chunk := list(islice(results, samples_per_shard)):
+    while chunk := list(islice(results, per_shard)):
         if len(chunk) >= ENOUGH and not entry["count"] and all(isinstance(result, str) for result in chunk):
             raise DatasetError(f"{chunk[0]} (none of the first {len(chunk)} {split} frames can be used)")
-        with ShardWriter(folder, split, samples_per_shard, first=len(entry["shards"])) as writer:
+        with ShardWriter(folder, split, per_shard, first=len(entry["shards"])) as writer:
             for result in chunk:
                 if isinstance(result, Sample):
                     entry = {"size": list(result.size), "focal_px": result.focal_px} | entry
@@ -257,71 +269,6 @@ def check_items(items: Sequence[Item], name: str) -> None:
         raise DatasetError(f"the source {name} has no train frames")
 
 
-# The folders DIR and DIR.part.
-
-
-def check_finished(out: Path, settings: dict[str, Any]) -> None:
-    """Raise a ``DatasetError`` if the data set was made with other settings, or is damaged."""
-    try:
-        has = read_dataset(out).get("prepared")
-    except DatasetError as error:
-        raise DatasetError(f"{error}; --overwrite makes it again") from None
-    if has != settings:
-        raise DatasetError(f"{out} was made with {differences(settings, has)}; --overwrite replaces it")
-    for problem in quick_problems(out):
-        raise DatasetError(f"{problem}; --overwrite makes the data set again")
-
-
-def differences(now: dict[str, Any], before: Any) -> str:
-    """Name the settings that differ."""
-    if not isinstance(before, dict):
-        return "settings that it does not state"
-    keys = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    shown = [f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in keys if key != "source_digest"]
-    return "; ".join(shown) or "other frames"
-
-
-def open_partial(
-    partial: Path, settings: dict[str, Any], repeatable: bool, overwrite: bool
-) -> dict[str, Any]:
-    """Create ``DIR.part``, or return the progress of an interrupted conversion that can be resumed."""
-    file = partial / PROGRESS
-    if partial.exists():
-        if not file.is_file() and any(partial.iterdir()):
-            raise DatasetError(f"{partial} is not empty and is no unfinished data set; remove it first")
-        progress: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if repeatable and progress.get("splits"):
-            if progress["settings"] == settings:
-                count = sum(entry["count"] for entry in progress["splits"].values())
-                print(f"{partial} has {count} frames of an interrupted conversion; resuming", file=sys.stderr)
-                return progress
-            if not overwrite:
-                changed = differences(settings, progress["settings"])
-                raise DatasetError(
-                    f"{partial} is unfinished and was made with {changed}; --overwrite drops it"
-                )
-        print(f"{partial} is of an interrupted conversion; starting again", file=sys.stderr)
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    progress = {"settings": settings, "splits": {}, "skipped": [], "known": 0, "outside": 0}
-    write_json(file, progress)
-    return progress
-
-
-def replace_folder(partial: Path, out: Path) -> None:
-    """Rename ``DIR.part`` to ``DIR``, which may be an older data set."""
-    old = out.with_name(f".{out.name}.replaced")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    partial.rename(out)
-    (out / PROGRESS).unlink()
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# The command line.
-
-
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
@@ -356,7 +303,7 @@ def add_source(parser: argparse.ArgumentParser, source: type[Source]) -> None:
         "--max-bad", type=_fraction, default=0.01, metavar="X", help="fraction of frames that may be skipped"
     )
     parser.add_argument("--samples-per-shard", type=_positive, default=SAMPLES_PER_SHARD, metavar="N")
-    parser.add_argument("--overwrite", action="store_true", help="replace another data set in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace the data set in DIR")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -398,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     kind = next(source for source in SOURCES if source.name == args.source)
     source = kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
-    counts, written = prepare(
+    counts = prepare(
         source,
         args.out,
         getattr(source, "size", args.size),
@@ -408,7 +355,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     text = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{args.out}: {text}" + ("" if written else " (already there, left as it is)"))
+    print(f"{args.out}: {text}")
     if "test" not in counts:
         print(f"{args.out}: the source has no test frames, so there is no test split", file=sys.stderr)
     return 0

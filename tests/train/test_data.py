@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from depthzoo.errors import DatasetError
-from train.codec import encode_depth, encode_image
+from train.shards import encode_depth, encode_image
 from train.config import TrainConfig
 from train.data import ShuffledFrames, Sources, TrainData
 from train.distributed import World

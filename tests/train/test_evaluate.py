@@ -13,7 +13,7 @@ from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.metrics import METRICS, EvalProtocol
 from train.arguments import command
-from train.codec import encode_depth, encode_image
+from train.shards import encode_depth, encode_image
 from train.evaluate import parser, run
 from train.evaluation import ErrorByDistance, evaluate, evaluate_sizes, predict_frames, ranked, torch_predict
 from train.published_results import is_nyu_test, results_table

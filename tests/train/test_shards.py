@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from depthzoo.errors import DatasetError
-from train import codec
-from train.codec import encode_depth, encode_image
+from train import shards as codec
+from train.shards import encode_depth, encode_image
 from train.shards import ShardDataset, ShardWriter, read_dataset, write_dataset
 
 COUNT = 5

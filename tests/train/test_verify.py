@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.codec import encode_depth, encode_image
+from train.shards import encode_depth, encode_image
 from train.prepare import prepare
 from train.shards import ShardDataset, ShardWriter, write_dataset
 from train.sources.rooms import Rooms

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from depthzoo.errors import DatasetError
-from train.codec import MILLIMETRE
+from train.shards import MILLIMETRE
 from train.shards import DEFAULT_RANGE
 
 SPLITS = ("train", "val", "test")

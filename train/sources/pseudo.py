@@ -21,7 +21,7 @@ from depthzoo.prediction import Predictor, select_device
 from depthzoo.weights import read_metadata
 from train.arguments import parse_size
 from train.cards import find_any, load_any
-from train.codec import encode_image, unit_for
+from train.shards import encode_image, unit_for
 from train.pictures import find_pictures, fingerprint
 from train.sources.base import Frame, FrameError, Item, Source, argument, decode_image
 
