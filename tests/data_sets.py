@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from depthzoo.camera import CANONICAL_FOCAL
-from train.shards import encode_depth, encode_image
-from train.shards import ShardWriter, write_dataset
+from train.shards import ShardWriter, encode_depth, encode_image, write_dataset
 
 
 def write_random_frames(out: Path, size: tuple[int, int], counts: dict[str, int]) -> Path:

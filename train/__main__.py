@@ -11,16 +11,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from depthzoo.prediction import select_device
 from train.arguments import add_settings, command
 from train.config import TrainConfig, load_recipe
-from train.data import Sources
-from train.distributed import joined
-from train.loop import Run, RunOptions
-from train.report_page import report_run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--workers", type=int, default=4, metavar="N", help="threads that decode frames")
     main.add_argument("--max-steps", type=int, default=0, metavar="N", help="stop early; the schedule stays")
     main.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint in RUN, with its data"
+        "--resume",
+        action="store_true",
+        help="continue from the checkpoint in RUN, with its data; a larger --steps extends the run",
     )
     main.add_argument("--deterministic", action="store_true", help="the same bits each time, slower")
     main.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
@@ -64,11 +60,11 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def find_sources(args: argparse.Namespace) -> Sources:
-    """Return where the data are: as the flags say, else as recorded in the run that is resumed.
+def find_sources(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``train.data.Sources``: from the flags, else as recorded in the run that is resumed.
 
     Raises:
-        ValueError: neither says it.
+        ValueError: neither says where the data are.
     """
     record, known = args.out / "sources.json", {}
     if args.resume and record.is_file():
@@ -77,7 +73,7 @@ def find_sources(args: argparse.Namespace) -> Sources:
     if not data:
         raise ValueError(f"--data DIR is needed{f'; there is no {record}' if args.resume else ''}")
     mix = args.mix_data or known.get("mix") or ()
-    return Sources(data, tuple(map(Path, mix)), args.cache, args.workers)
+    return {"data": data, "mix": tuple(map(Path, mix)), "cache": args.cache, "workers": args.workers}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,31 +85,36 @@ def run(args: argparse.Namespace) -> int:
     if args.max_steps < 0:
         raise ValueError(f"--max-steps {args.max_steps}: expected 0 or more")
     config = load_recipe(args.recipe or args.out / "config.toml", **overrides | dict(args.set))
+    given = find_sources(args)
+
+    # Here, since they take seconds, for which --help and a wrong flag need not wait.
+    import torch
+
+    from depthzoo.prediction import select_device
+    from train.data import Sources
+    from train.distributed import joined
+    from train.loop import Run, RunOptions
+    from train.report import report_run
+
     device = select_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-    sources = find_sources(args)
     with joined(device) as world:
         options = RunOptions(device, world, args.max_steps, args.resume, args.deterministic, args.compile)
-        training = Run(config, sources, args.out, options)
+        training = Run(config, Sources(**given), args.out, options)
         metrics = training.train()
         finished = metrics["step"] >= training.last_step
         if world.writes:
             if finished and not args.no_report:
-                report(training)
+                try:
+                    report_run(args.out, training.data.validation, device)
+                except (ValueError, OSError) as error:  # a run that is done does not fail with its report
+                    print(f"no report: {error}", file=sys.stderr)
             best = metrics["best_val_abs_rel"]
             text = f", best val AbsRel {best:.3f}" if best else ""
             print(f"{args.out}: step {metrics['step']} of {metrics['steps']}{text}")
         world.barrier()
         return 0 if finished else 130
-
-
-def report(training: Run) -> None:
-    """Write the report of a finished run; a run that is done does not fail with its report."""
-    try:
-        report_run(training.out, training.data.validation, training.device, progress=False)
-    except (ValueError, OSError) as error:
-        print(f"no report: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Shared by the commands: sizes, flags of a configuration, and errors in one line."""
 
 import argparse
+import dataclasses
 import difflib
+import importlib
 import re
 import sys
 import tomllib
@@ -45,6 +47,7 @@ FLAG_TYPES: dict[Any, tuple[Callable[[str], Any], str, str | None]] = {
     tuple[int, int]: (parse_size, "HxW", None),
     tuple[tuple[int, int], ...]: (parse_size, "HxW", "*"),
     tuple[float, ...]: (float, "X", "*"),
+    tuple[str, ...]: (str, "NAME", "*"),
 }
 
 
@@ -56,14 +59,16 @@ def add_settings(parser: "argparse._ArgumentGroup", config: type) -> None:
         config: the dataclass.
     """
     about = dict(re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", config.__doc__ or "", re.MULTILINE))
-    for key, hint in typing.get_type_hints(config).items():
-        flag, text = f"--{key.replace('_', '-')}", " ".join(about.get(key, "").replace("`", "").split())
-        text = text.replace("%", "%%")
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        key, hint = field.name, hints[field.name]
+        flag = field.metadata.get("flag", f"--{key.replace('_', '-')}")
+        text = " ".join(about.get(key, "").replace("`", "").split()).replace("%", "%%")
         if hint is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, help=text)
         elif hint in FLAG_TYPES:
             kind, metavar, nargs = FLAG_TYPES[hint]
-            parser.add_argument(flag, type=kind, metavar=metavar, nargs=nargs, help=text)
+            parser.add_argument(flag, dest=key, type=kind, metavar=metavar, nargs=nargs, help=text)
     parser.add_argument(
         "--set",
         action="append",
@@ -72,6 +77,19 @@ def add_settings(parser: "argparse._ArgumentGroup", config: type) -> None:
         metavar="KEY=VALUE",
         help="any key, also of a table, as in augment.zoom=[0.9,1.1] or loss.silog=1.0; can be repeated",
     )
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules, given by name or as files below the working directory, which register models and losses.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        except Exception as error:  # whatever the module does
+            raise ValueError(f"--import {name}: {type(error).__name__}: {error}") from error
 
 
 def command(

@@ -84,7 +84,9 @@ class _Shards(Dataset[tuple[list[str], list[float]]]):
                 lines.append("{} has no depth from {:g} to {:g} m".format(name, *data.depth_range))
             if data.split == "train" and list(depth.shape) != self.entry.get("size"):
                 stated = self.entry.get("size")
-                lines.append(f"{name} is {list(depth.shape)}, dataset.json says {stated}; prepare with --size")
+                lines.append(
+                    f"{name} is {list(depth.shape)}, dataset.json says {stated}; prepare with --size"
+                )
         return lines, medians
 
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from depthzoo.errors import suggest
 
-# Keys of older recipes and runs: those that were renamed, and those that are gone.
-RENAMED = {
-    "first_size": "warmup_size",
-    "first_share": "warmup_size_fraction",
-    "recompute": "checkpoint_activations",
+# Other names that people try.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "max_epochs": "epochs",
+    "epoch": "epochs",
+    "grad_clip": "clip",
 }
-REMOVED = ("teacher", "frozen_encoder_epochs", "sync_batchnorm", "max_bad", "patience", "augment.cutdepth")
+# Keys that a resumed run may change; all others decide what it has done so far.
+CHANGEABLE = ("steps", "epochs", "lr", "validate_every", "checkpoint_every", "nonfinite", "tag")
 CHOICES = {
     "head": ("sigmoid", "linear"),
     "optimizer": ("adamw", "adam", "sgd"),
@@ -66,11 +69,12 @@ class TrainConfig:
     """Everything that determines the result of a run. Recipes have keys, and the command flags, of these names.
 
     Attributes:
+        imports: modules to import first, which register models and losses of your own.
         model: name of a registered model.
         head: of the model, "sigmoid" or "linear".
         model_options: other options of the model's builder.
         encoder_weights: "none", "imagenet" or a path to a safetensors file of the encoder.
-        init: safetensors file of a whole model to start from, or "".
+        init: whole model to start from: a name of the zoo, the folder of a run, a safetensors file, or "".
         size: (H, W) of the training images; also the working size of the weights. The flag --size also clears
             ``sizes``.
         sizes: (H, W) of which each step draws one, so that the weights are accurate at all of them; empty for
@@ -112,6 +116,7 @@ class TrainConfig:
         augment: how training samples are varied.
     """
 
+    imports: tuple[str, ...] = field(default=(), metadata={"flag": "--import"})
     model: str = "unet_mobilenet_v3"
     head: str = "sigmoid"
     model_options: dict[str, Any] = field(default_factory=dict)
@@ -204,6 +209,12 @@ def load_recipe(path: str | Path, **overrides: Any) -> TrainConfig:
     return config
 
 
+def parse_config(text: str) -> TrainConfig:
+    """Read the configuration that :func:`to_toml` wrote."""
+    config: TrainConfig = _fill(TrainConfig, tomllib.loads(text), "")
+    return config
+
+
 def _override(content: dict[str, Any], key: str, value: Any) -> None:
     *tables, name = key.split(".")
     for part in tables:
@@ -224,7 +235,6 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} cannot be read: {getattr(error, 'strerror', error)}") from None
     base = content.pop("base", None)
-    content = {RENAMED.get(key, key): value for key, value in content.items()}
     if base is None:
         return content
     if not isinstance(base, str):
@@ -235,17 +245,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 def _fill(kind: type, content: dict[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in content:
-        if prefix + key in REMOVED:
-            hint = (
-                "; label images with python -m train.prepare pseudo and mix them in"
-                if key == "teacher"
-                else ""
-            )
-            raise ValueError(
-                f"key {prefix + key!r} is of an older depthzoo, whose runs cannot be resumed{hint}"
-            )
         if key not in hints:
-            raise ValueError(f"unknown key {prefix + key!r}: {suggest(key, hints)}")
+            known = f"did you mean {SYNONYMS[key]!r}?" if key in SYNONYMS else suggest(key, hints)
+            raise ValueError(f"unknown key {prefix + key!r}: {known}")
     return kind(**{key: _convert(hints[key], value, prefix + key) for key, value in content.items()})
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from train.shards import depth_steps, encode_image, encode_steps
-from train.shards import DEFAULT_RANGE
+from train.shards import DEFAULT_RANGE, depth_steps, encode_image, encode_steps
 from train.sources.base import Frame, FrameError, Item, Source
 
 JPEG_QUALITY = 95

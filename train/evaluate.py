@@ -1,9 +1,15 @@
 """Evaluate a model of the zoo, a run, a file of weights or an ONNX file on NYU Depth V2 or another data set.
 
 python -m train.evaluate unet_resnet50 --data DIR [--split test] [--flip] [--sizes] [--worst 12] [--card weights]
+python -m train.evaluate other.onnx --data DIR --size 384x384 [--median-scaling] [--per-frame frames.csv]
+python -m train.evaluate FOLDER --data DIR
+
+FOLDER holds predictions of another program: {key}.npy in metres or {key}.png in 16-bit millimetres, by the keys that
+--per-frame writes.
 """
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +20,13 @@ from depthzoo.files import write_json
 from depthzoo.metrics import METRICS, PROTOCOLS
 from depthzoo.models import DepthModel
 from depthzoo.prediction import select_device
-from train.arguments import command, parse_size
+from train.arguments import command, import_modules, parse_size
 from train.cards import failures, find_any, is_stored, load_any, make_card, renew_card, store_weights
 from train.evaluation import (
     SIZE_METRICS,
     SIZES,
     ErrorByDistance,
+    PredictionFolder,
     default_protocol,
     evaluate,
     evaluate_sizes,
@@ -35,7 +42,7 @@ from train.shards import ShardDataset
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__.splitlines()[0])
-    main.add_argument("model", metavar="NAME|RUN|FILE.safetensors|FILE.onnx")
+    main.add_argument("model", metavar="NAME|RUN|FILE.safetensors|FILE.onnx|FOLDER")
     main.add_argument("--weights", default="DEFAULT", metavar="TAG", help="tag, if a NAME is given")
     main.add_argument("--data", type=Path, required=True, metavar="DIR", help="shards made by train.prepare")
     main.add_argument("--split", default="test", choices=("val", "test"))
@@ -47,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
         main.add_argument(flag, type=float, metavar="M", help=text)
     main.add_argument("--flip", action="store_true", help="average with the mirrored image")
     main.add_argument(
+        "--median-scaling",
+        action="store_true",
+        help="multiply each prediction by the ratio of the medians, for networks without a scale",
+    )
+    main.add_argument(
         "--size", type=parse_size, metavar="HxW", help="working size (default: that of the weights)"
     )
     sizes = ", ".join(f"{height}x{width}" for height, width in SIZES)
@@ -54,7 +66,13 @@ def parser() -> argparse.ArgumentParser:
         "--sizes", action="store_true", help=f"also at the working sizes {sizes}; implied by --card"
     )
     main.add_argument("--device", metavar="cpu|cuda")
+    main.add_argument(
+        "--import", dest="imports", nargs="+", default=[], metavar="NAME", help="modules that register models"
+    )
     main.add_argument("--json", type=Path, metavar="FILE", help="write the metrics to a file")
+    main.add_argument(
+        "--per-frame", type=Path, metavar="FILE", help="write the metrics of each frame to a CSV file"
+    )
     main.add_argument(
         "--worst",
         type=int,
@@ -81,13 +99,16 @@ def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
     """
     usual = default_protocol(dataset)
     ranged = args.min_depth is not None or args.max_depth is not None
-    if args.card and (args.split != "test" or args.protocol != usual or args.size or ranged):
+    others = args.size or ranged or args.median_scaling or args.split != "test" or args.protocol != usual
+    if args.card and others:
         raise ValueError(
-            f"--card states the test split by the protocol {usual!r}, at the weights' size and in the data set's depth "
-            "range; drop the others"
+            f"--card states the test split by the protocol {usual!r}, at the weights' size, in the data set's depth "
+            "range and without median scaling; drop the others"
         )
-    if args.card and args.model.endswith(".onnx"):
-        raise ValueError("--card stores weights, which an ONNX file does not hold; give the .safetensors")
+    if args.card and (args.model.endswith(".onnx") or holds_predictions(args.model)):
+        raise ValueError(f"--card stores weights, which {args.model} does not hold; give the .safetensors")
+    if holds_predictions(args.model) and (args.flip or args.sizes or args.size):
+        raise ValueError("--flip, --size and --sizes need a network; a folder of predictions has none")
     if args.worst < 0:
         raise ValueError(f"--worst must be 0 or more, not {args.worst}")
     stored = dataset.info["splits"][args.split].get("size")
@@ -95,8 +116,8 @@ def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
         raise ValueError(
             f"the Eigen crop is for frames of 480x640, {args.data} has {stored[0]}x{stored[1]}; use --protocol full"
         )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (args.json, args.per_frame)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     near, far = dataset.depth_range
     near = near if args.min_depth is None else args.min_depth
     far = far if args.max_depth is None else args.max_depth
@@ -107,9 +128,23 @@ def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
     dataset.depth_range = near, far
 
 
-def load(args: argparse.Namespace) -> tuple[DepthModel | OnnxNetwork, torch.device, tuple[int, int]]:
-    """Return the network, the device of its input, and the working size."""
+def holds_predictions(name: str) -> bool:
+    """Whether ``name`` is a folder of predictions rather than of a run."""
+    folder = Path(name)
+    return (
+        folder.is_dir()
+        and not (folder / "model.safetensors").is_file()
+        and any(path.suffix in (".npy", ".png") for path in folder.iterdir())
+    )
+
+
+def load(
+    args: argparse.Namespace,
+) -> tuple[DepthModel | OnnxNetwork | PredictionFolder, torch.device, tuple[int, int] | None]:
+    """Return what predicts, the device of its input, and the working size, None for stored predictions."""
     device = select_device(args.device)
+    if holds_predictions(args.model):
+        return PredictionFolder(Path(args.model)), device, None
     if args.model.endswith(".onnx"):
         if args.device is None and not runs_on(device):
             device = torch.device("cpu")
@@ -123,6 +158,7 @@ def load(args: argparse.Namespace) -> tuple[DepthModel | OnnxNetwork, torch.devi
 
 
 def run(args: argparse.Namespace) -> int:
+    import_modules(args.imports)
     dataset = ShardDataset(args.data, args.split)
     check(args, dataset)
     near, far = dataset.depth_range
@@ -136,23 +172,34 @@ def run(args: argparse.Namespace) -> int:
         "protocol": args.protocol,
         "depth_range": [near, far],
         "truth": truth,
-        "size": list(size),
+        "size": size and list(size),
     }
+    work = size or (480, 640)  # without a network it has no effect
     for flip in (False, True) if args.card else (args.flip,):
-        predict = torch_predict(network, device, flip)
+        predict = network if isinstance(network, PredictionFolder) else torch_predict(network, device, flip)
         by_distance = ErrorByDistance(protocol_for(dataset, args.protocol))
-        results, rows = evaluate(predict, dataset, size, args.protocol, exact=exact, by_distance=by_distance)
+        results, rows = evaluate(
+            predict, dataset, work, args.protocol, exact, by_distance, args.median_scaling
+        )
         report["flip" if flip else "plain"] = results
         report["count"] = len(ranked(rows))
         report.setdefault("failures", failures(rows, dataset.keys, by_distance))
         invalid = len(dataset) - report["count"]
         frames = f"{report['count']} frames" + (f", {invalid} more have no valid depth" if invalid else "")
         print(
-            f"{network.name} at {size[0]}x{size[1]}, {args.split} ({frames}, {truth} truth from {near:g} to {far:g} "
-            f"m), {args.protocol}, {'with' if flip else 'without'} flip"
+            f"{network.name}{f' at {size[0]}x{size[1]}' if size else ''}, {args.split} ({frames}, {truth} truth from "
+            f"{near:g} to {far:g} m), {args.protocol}, {'with' if flip else 'without'} flip"
+            f"{', median scaling' if args.median_scaling else ''}"
         )
         print(table(results, METRICS))
+    if args.per_frame:
+        with open(args.per_frame, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(
+                [("key", *METRICS), *([k, *r] for k, r in zip(dataset.keys, rows.tolist(), strict=True))]
+            )
+        print(f"the metrics of each frame: {args.per_frame}")
     if args.sizes or args.card:
+        assert not isinstance(network, PredictionFolder)
         report["sizes"] = evaluate_sizes(torch_predict(network, device), dataset, args.protocol)
         print(f"\nat other working sizes, without flip:\n{table(report['sizes'], SIZE_METRICS)}")
     if is_nyu_test(dataset.info, args.split, args.protocol):
@@ -160,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
     if args.worst:
         worst = ranked(rows)[::-1][: args.worst]
         roles = [f"worst {place + 1}" for place in range(len(worst))]
-        samples = make_samples(predict, dataset, worst, size, args.protocol, roles, exact)
+        samples = make_samples(predict, dataset, worst, work, args.protocol, roles, exact)
         report["worst"] = [{"key": sample.key, **sample.metrics} for sample in samples]
         path = Path("out") / f"worst_{Path(args.model).stem}.png"
         path = args.json.with_suffix(".worst.png") if args.json else path

@@ -4,13 +4,17 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from depthzoo.camera import depth_scale
+from depthzoo.errors import DatasetError
 from depthzoo.metrics import METRICS, PROTOCOLS, DepthMetrics, EvalProtocol
 from depthzoo.prediction import resize_depth, resize_image, working_size
 from train.shards import ShardDataset
@@ -60,6 +64,39 @@ def torch_predict(model: Predict, device: torch.device, flip: bool = False) -> P
     return predict
 
 
+class PredictionFolder:
+    """Predictions of another program: ``{key}.npy`` in metres or ``{key}.png`` in 16-bit millimetres for each frame.
+
+    ``{key}.depth.npy`` and ``{key}.depth.png``, as ``depthzoo predict`` writes them, are also read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+
+    def read(self, key: str, size: tuple[int, int]) -> Tensor:
+        """Return the metres of a frame, resized to ``size``: float32 (1, 1, H, W).
+
+        Raises:
+            DatasetError: there is no such file, or it holds something else.
+        """
+        for suffix in (".npy", ".depth.npy", ".png", ".depth.png"):
+            path = self.folder / (key + suffix)
+            if not path.is_file():
+                continue
+            try:
+                depth = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+                if path.suffix == ".png" and depth.dtype != np.uint8:
+                    depth = depth / np.float32(1000)
+            except (OSError, ValueError) as error:
+                raise DatasetError(f"{path} cannot be read: {error}") from None
+            if depth.ndim != 2 or depth.dtype.kind != "f":
+                raise DatasetError(
+                    f"{path}: {depth.dtype} {depth.shape}; expected (H, W), metres or 16-bit PNG"
+                )
+            return resize_depth(torch.from_numpy(depth).float()[None, None], size)
+        raise DatasetError(f"{self.folder} has no prediction {key}.npy or {key}.png")
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode; afterwards restore the mode of every module."""
@@ -74,7 +111,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def predict_frames(
-    predict: Predict,
+    predict: Predict | PredictionFolder,
     dataset: ShardDataset,
     size: tuple[int, int],
     indices: Sequence[int] | None = None,
@@ -83,7 +120,7 @@ def predict_frames(
     """Predict whole frames, a few at a time, in metres of the data set's camera.
 
     Args:
-        predict: predicts depth of the canonical camera; see :func:`torch_predict`.
+        predict: predicts depth of the canonical camera, see :func:`torch_predict`; or a folder with metres.
         dataset: the split.
         size: working size (H, W). An image of another aspect is resized to about as many pixels.
         indices: of the frames; if None, all.
@@ -108,9 +145,12 @@ def predict_frames(
             targets.append(torch.from_numpy(steps.astype("float32"))[None, None] / (1 / dataset.depth_unit))
         height, width = images[0].shape[-2:]
         fed = size if exact else working_size(height, width, size)
-        small = torch.cat([resize_image(image, fed) for image in images]).float() / 255
-        scale = depth_scale(dataset.focal_px, max(height, width))
-        depth = resize_depth(predict(small), (height, width)) * scale
+        if isinstance(predict, PredictionFolder):
+            depth = torch.cat([predict.read(dataset.keys[index], (height, width)) for index in batch])
+        else:
+            small = torch.cat([resize_image(image, fed) for image in images]).float() / 255
+            scale = depth_scale(dataset.focal_px, max(height, width))
+            depth = resize_depth(predict(small), (height, width)) * scale
         for index, finite in zip(batch, depth.isfinite().flatten(1).all(1), strict=True):
             if not finite:
                 key = dataset.keys[index]
@@ -119,21 +159,21 @@ def predict_frames(
 
 
 def evaluate(
-    predict: Predict,
+    predict: Predict | PredictionFolder,
     dataset: ShardDataset,
     size: tuple[int, int],
     protocol: str = "eigen",
-    progress: bool = True,
     exact: bool = False,
     by_distance: "ErrorByDistance | None" = None,
+    median_scaling: bool = False,
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """Measure predictions on a split; the prediction is resized to the target.
 
     Args:
         predict, dataset, size, exact: see :func:`predict_frames`.
         protocol: "eigen" or "full"; the depth range is that of the data set.
-        progress: show a progress bar on a terminal.
         by_distance: updated with every frame.
+        median_scaling: multiply each prediction by the ratio of the medians, for networks without a scale.
 
     Returns:
         The result of ``DepthMetrics.compute``, and the metrics of each frame (N, 9), NaN for a frame without a valid
@@ -144,14 +184,25 @@ def evaluate(
             480x640 with the Eigen protocol.
     """
     metrics, rows = DepthMetrics(protocol_for(dataset, protocol)), []
-    silent = None if progress else True
-    with tqdm(total=len(dataset), desc=f"evaluating {dataset.split}", unit="frame", disable=silent) as bar:
+    # disable=None shows the bar only on a terminal.
+    name = f"evaluating {dataset.split}"
+    with tqdm(total=len(dataset), desc=name, unit="frame", disable=None, leave=False) as bar:
         for frames in predict_frames(predict, dataset, size, exact=exact):
+            if median_scaling:
+                scale_by_medians(frames, metrics.protocol)
             rows.append(metrics.update(frames.depth, frames.target))
             if by_distance is not None:
                 by_distance.update(frames.depth, frames.target)
             bar.update(len(frames.indices))
     return metrics.compute(), torch.cat(rows)
+
+
+def scale_by_medians(frames: Frames, protocol: EvalProtocol) -> None:
+    """Multiply each prediction by median target / median prediction, of the pixels that count."""
+    for depth, target in zip(frames.depth, frames.target, strict=True):
+        mask = protocol.valid(target)
+        if mask.any():
+            depth *= target[mask].median() / depth[mask].median()
 
 
 def evaluate_sizes(predict: Predict, dataset: ShardDataset, protocol: str) -> dict[str, dict[str, float]]:

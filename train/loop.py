@@ -6,9 +6,10 @@ validates and saves. Everything is a function of the configuration and the step,
 
 import contextlib
 import dataclasses
+import functools
 import math
+import sys
 import time
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from depthzoo.files import write_json
 from depthzoo.losses import CombinedLoss, MultiScaleLoss
 from depthzoo.models import DepthModel
 from depthzoo.weights import read_metadata
-from train.cards import commit, start_card, write_weights
+from train.arguments import import_modules
+from train.cards import commit, find_any, start_card, write_weights
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.config import TrainConfig, to_toml
+from train.config import CHANGEABLE, TrainConfig, parse_config, to_toml
 from train.data import Sources, TrainData
 from train.distributed import World
 from train.evaluation import default_protocol, evaluate, evaluating, torch_predict
-from train.interruption import Interruption
-from train.log import Log, peak_memory
+from train.log import Interruption, Log, peak_memory
 from train.model import (
     add_stochastic_depth,
     build_model,
@@ -36,9 +37,16 @@ from train.model import (
     make_gradients_dense,
     set_train_mode,
 )
-from train.optim import calibrate_batchnorm, learning_rate, make_average, make_optimizer
+from train.optim import (
+    AUTOCAST,
+    calibrate_batchnorm,
+    learning_rate,
+    make_average,
+    make_optimizer,
+    report_precision,
+    usable_precision,
+)
 from train.order import draw_integer
-from train.precision import AUTOCAST, report_precision, usable_precision
 from train.samples import make_samples, strip
 
 # Batches from which averaged weights get their BatchNorm statistics.
@@ -98,6 +106,7 @@ class Run:
         self.checkpoint_path = out / "checkpoint.safetensors"
         if self.checkpoint_path.exists() and not self.options.resume:
             raise ValueError(f"{out} already holds a run; continue it with --resume, or give another --out")
+        import_modules(config.imports)
         # Now, since the checkout may change before weights are written.
         self.commit = commit()
         torch.use_deterministic_algorithms(self.options.deterministic)
@@ -121,10 +130,15 @@ class Run:
         set_train_mode(self.model, config.freeze_batchnorm)
         self.network: Any = torch.compile(self.model) if self.options.compile else self.model
         self.network = self.world.wrap(self.network, self.device)
-        self.loss = MultiScaleLoss(CombinedLoss(config.loss, config.loss_options))
+        loss = CombinedLoss(config.loss, config.loss_options)
+        self.loss = MultiScaleLoss(loss)
+        self.terms: dict[str, Tensor] = {}  # of the last step's loss: its first part, at the finest head
+        for name, term in loss.terms.items():
+            term.register_forward_hook(functools.partial(self._note_term, name))
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
+        self.gradient_norm = math.nan  # of the last step, before clipping
         self.state = State()
         self.validated = 0  # step of the last validation
         if self.options.resume:
@@ -155,6 +169,22 @@ class Run:
         """Return the context in which the network runs."""
         return torch.autocast(self.device.type, AUTOCAST[self.precision], enabled=self.precision != "fp32")
 
+    def _note_term(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.terms.setdefault(name, output.detach())
+
+    def banner(self) -> str:
+        """Return what is trained, on what, and for how long, in one line."""
+        config, parameters = self.config, sum(p.numel() for p in self.model.parameters())
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        processes = f"{self.world.size} x " if self.world.size > 1 else ""
+        frames = " + ".join(str(len(split)) for split in self.data.sets)
+        passes = self.steps * self.data.counts[0] / len(self.data.sets[0])
+        return (
+            f"{self.model.name}, {parameters / 1e6:.2f}M parameters, on {processes}{device} in {self.precision}; "
+            f"{frames} train and {len(self.data.validation)} validation frames; {self.steps} steps of "
+            f"{config.batch_size} images, {passes:.3g} passes"
+        )
+
     # -- one step ---------------------------------------------------------------------------------------------
 
     def step(self) -> float:
@@ -178,6 +208,7 @@ class Run:
         buffers = [(b, b.clone()) for b in self.model.buffers()] if config.nonfinite == "skip" else []
 
         # Forward, loss and backward, in parts to save memory.
+        self.terms.clear()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part in range(parts):
@@ -196,8 +227,9 @@ class Run:
         if not problem:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-            if not norm.isfinite() and not self.scaler.is_enabled():
-                problem = f"the gradient's norm is {float(norm)}"
+            self.gradient_norm = float(norm)
+            if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
+                problem = f"the gradient's norm is {self.gradient_norm}"
         if problem and config.nonfinite == "stop":
             raise ValueError(f"{problem} at step {step}; samples: {', '.join(keys)}")
 
@@ -226,6 +258,9 @@ class Run:
             interruption.watched(),
             Log(self.out, state.step, self.last_step, self.world.writes) as log,
         ):
+            if self.world.writes:
+                log.line(self.banner())
+                log.text("config", to_toml(config))
             while True:
                 if self.validation_is_due():
                     self.validate(log, images / seconds if seconds else 0.0)
@@ -242,8 +277,11 @@ class Run:
                 speed = images / seconds
                 memory = peak_memory(self.device)
                 log.advance(f"loss {state.loss or math.nan:.3f}, {speed:.1f} images/s, {memory:.1f} GiB")
-                if state.step % LOG_EVERY == 0:
+                if state.step % LOG_EVERY == 0 or self.validation_is_due():
                     scalars = {"loss": loss, "lr": self.rate(), "images_per_s": speed}
+                    scalars["gradient_norm"] = self.gradient_norm
+                    for name, term in self.terms.items():
+                        scalars[f"loss_{name}"] = self.world.mean(float(term), self.device)
                     log.scalars(state.step, {f"train/{key}": value for key, value in scalars.items()})
                 # Also before a validation, so that its failure loses no step.
                 if state.step % config.checkpoint_every == 0 or self.validation_is_due():
@@ -273,7 +311,7 @@ class Run:
         size, protocol = config.warmup_size if warming else config.size, default_protocol(split)
         predict = torch_predict(model, self.device)
         with evaluating(model):
-            results, _ = evaluate(predict, split, size, protocol, progress=False)
+            results, _ = evaluate(predict, split, size, protocol)
             chosen = sorted({i * len(split) // PANELS for i in range(PANELS)})
             samples = make_samples(predict, split, chosen, size, protocol) if log.writer else []
         metrics, known = results["per_image"], {"step": state.step, "loss": state.loss, "lr": self.rate()}
@@ -324,7 +362,7 @@ class Run:
             "images": self.state.step * self.config.batch_size,
             "precision": self.precision,
         }
-        origin = read_metadata(self.config.init) if self.config.init else {}
+        origin = read_metadata(find_any(self.config.init)) if self.config.init else {}
         return start_card(self.model, self.config, self.data.describe(), origin, trained_on, self.commit)
 
     def metrics(self) -> dict[str, Any]:
@@ -354,13 +392,19 @@ class Run:
         Raises:
             ValueError: it was made with another configuration or other data.
         """
-        before, now = tomllib.loads(checkpoint.config), tomllib.loads(to_toml(self.config))
-        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        before, now = vars(parse_config(checkpoint.config)), vars(self.config)
+        changed = [key for key in now if before[key] != now[key]]
+        if fixed := [key for key in changed if key not in CHANGEABLE]:
             raise ValueError(
-                f"{self.checkpoint_path} was made with another configuration or an older depthzoo, which differs in "
-                f"{', '.join(changed)}; resume with {self.out / 'config.toml'}"
+                f"{self.checkpoint_path} was made with another {', '.join(fixed)}; resume with "
+                f"{self.out / 'config.toml'}, of which {', '.join(CHANGEABLE)} may be changed"
             )
         state = checkpoint.state
+        if self.steps < state["step"]:
+            raise ValueError(f"{self.steps} steps in all: {self.out} has already taken {state['step']}")
+        if changed and self.world.writes:
+            text = ", ".join(f"{key} {now[key]} (so far {before[key]})" for key in changed)
+            print(f"{self.out}: resumed with {text}", file=sys.stderr)
         if state.pop("data") != self.data.digest:
             raise ValueError(
                 f"{self.checkpoint_path} was made with other data: dataset.json has changed since"

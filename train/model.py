@@ -17,6 +17,7 @@ from depthzoo.models import DepthModel, create_model
 from depthzoo.models.dispnet import VGG16Encoder
 from depthzoo.models.layers import Upsample2x
 from depthzoo.weights import load_into
+from train.cards import find_any
 from train.config import TrainConfig
 from train.shards import DEFAULT_RANGE, depth_facts
 
@@ -42,7 +43,7 @@ def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> Dept
     except TypeError as error:
         raise ValueError(f"model_options of {config.model}: {error}") from None
     if config.init:
-        load_into(model, config.init)
+        load_into(model, find_any(config.init))
     return model
 
 

@@ -1,4 +1,4 @@
-"""An exported ONNX file as a network, for the same evaluation as a PyTorch model."""
+"""An ONNX file as a network, for the same evaluation as a PyTorch model."""
 
 import json
 from pathlib import Path
@@ -11,58 +11,52 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxNetwork:
-    """A file made by ``export/to_onnx.py``: (N, 3, H, W) float32 in [0, 1] to (N, 1, H, W) metres.
+    """A file of ``export/to_onnx.py``, or any other with the same input and output.
+
+    The first input is (N, 3, H, W) float32 RGB in [0, 1], the first output (N, 1, H, W) or (N, H, W) metres.
 
     Args:
         path: the file.
         device: where to run it. There is no fallback to another device.
 
     Attributes:
-        metadata: of the file, JSON decoded.
         fixed: whether it takes ``size`` only.
         size: (H, W) working size.
         name: of the model.
 
     Raises:
-        ValueError: onnxruntime is not installed or cannot load the file on the device; another kind of file.
+        ValueError: onnxruntime is not installed or cannot load the file on the device; another input or output.
     """
 
     def __init__(self, path: Path, device: torch.device | None = None) -> None:
         self.session = open_session(path, device or torch.device("cpu"))
-        raw = self.session.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = {key: _decode(text) for key, text in raw.items()}
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        ours = str(self.metadata.get("format", "")).startswith("depthzoo/")
-        if not ours or [t.name for t in inputs] != ["image"] or [t.name for t in outputs] != ["depth"]:
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        ours = metadata.get("format", "").startswith("depthzoo/")
+        image, depth = self.session.get_inputs()[0], self.session.get_outputs()[0]
+        shape = list(image.shape)
+        if image.type != "tensor(float)" or len(shape) != 4 or (shape[1] not in (3, None) and not ours):
             raise ValueError(
-                f"{path} is an ONNX file, but not one made by export/to_onnx.py, or it is truncated"
+                f"{path} takes {image.name} {image.type} {shape}; expected float32 (N, 3, H, W) in [0, 1]"
             )
-        types = inputs[0].type, outputs[0].type
-        if types != ("tensor(float)", "tensor(float)"):
-            raise ValueError(f"{path} takes {types[0]} and gives {types[1]}; expected the float32 variant")
-        height, width = inputs[0].shape[2:]
+        self.names = image.name, depth.name
+        height, width = shape[2:]
         self.fixed = isinstance(height, int) and isinstance(width, int)
-        stated = (height, width) if self.fixed else self.metadata.get("size", (480, 640))
+        stated = (height, width) if self.fixed else json.loads(metadata["size"]) if ours else (480, 640)
         self.size: tuple[int, int] = (int(stated[0]), int(stated[1]))
-        self.name = str(self.metadata.get("name", path.stem))
+        self.name = metadata.get("name", path.stem) if ours else path.stem
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 to (N, 1, H, W) float32, on the CPU."""
-        (depth,) = self.session.run(["depth"], {"image": image.cpu().contiguous().numpy()})
-        return torch.from_numpy(depth)
+        """(N, 3, H, W) float32 to (N, 1, h, w) float32, on the CPU."""
+        (depth,) = self.session.run([self.names[1]], {self.names[0]: image.cpu().contiguous().numpy()})
+        if depth.ndim not in (3, 4) or (depth.ndim == 4 and depth.shape[1] != 1):
+            raise ValueError(f"{self.name} gives {depth.shape}; expected (N, 1, H, W) metres")
+        return torch.from_numpy(depth).float().reshape(len(depth), 1, *depth.shape[-2:])
 
     def working_size(self, requested: tuple[int, int] | None) -> tuple[int, int]:
         """Return the size to work at; a ValueError if the file does not take the requested one."""
         if self.fixed and requested not in (None, self.size):
             raise ValueError(f"this file takes {self.size} only, not {requested}")
         return self.size if requested is None else requested
-
-
-def _decode(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def runs_on(device: torch.device) -> bool:

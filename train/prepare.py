@@ -10,8 +10,8 @@ python -m train.prepare pseudo PICTURES.tar ... --teacher unet_resnet50 --size 2
 python -m train.prepare verify DIR [--full]
 python -m train.prepare sheet DIR --out sheet.png
 
-The data set is written to ``DIR.part`` and renamed to ``DIR`` when it is complete. After an interruption the same command
-continues at the last complete shard.
+The data set is written to ``DIR.part`` and renamed to ``DIR`` when it is complete. After an interruption the same
+command continues at the last complete shard.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from depthzoo.metrics import METRICS, DepthMetrics
 from depthzoo.visualize import DEFAULT_COLORMAP, ERROR_COLORMAP, colorize, panel, percentile_range
-from train.evaluation import Predict, predict_frames, protocol_for
+from train.evaluation import Predict, PredictionFolder, predict_frames, protocol_for
 from train.shards import ShardDataset
 
 Pixels = NDArray[np.uint8]
@@ -48,7 +48,7 @@ class Tile:
 
 
 def make_samples(
-    predict: Predict,
+    predict: Predict | PredictionFolder,
     dataset: ShardDataset,
     indices: Sequence[int],
     size: tuple[int, int],

@@ -20,9 +20,8 @@ from PIL import Image
 from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.models import create_model
 from train.cards import write_weights
-from train.shards import encode_depth, encode_image
 from train.rooms import render
-from train.shards import ShardDataset, ShardWriter, write_dataset
+from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
 from train.sources.nyu_labelled import official_split
 
 METRES_PER_STEP = 9.9955 / 255

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from depthzoo.errors import DatasetError
-from train.shards import encode_depth, encode_image
 from train.config import TrainConfig
 from train.data import ShuffledFrames, Sources, TrainData
 from train.distributed import World
 from train.frames import Frames, decode_frames
 from train.order import sample_draws
-from train.shards import ShardDataset, ShardWriter, write_dataset
+from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """The protocol end to end: a prediction that is known gives figures that are known."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -13,11 +14,10 @@ from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.metrics import METRICS, EvalProtocol
 from train.arguments import command
-from train.shards import encode_depth, encode_image
 from train.evaluate import parser, run
 from train.evaluation import ErrorByDistance, evaluate, evaluate_sizes, predict_frames, ranked, torch_predict
 from train.published_results import is_nyu_test, results_table
-from train.shards import ShardDataset, ShardWriter, write_dataset
+from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
 
 
 def launch(model: object, data: Path, *flags: object) -> int:
@@ -106,7 +106,9 @@ class Grey(torch.nn.Module):
         return 10 * image.mean(1, keepdim=True)
 
 
-def grey_onnx(path: Path, size: tuple[str | int, str | int] = ("height", "width"), **metadata: str) -> Path:
+def grey_onnx(
+    path: Path, size: tuple[str | int, str | int] = ("height", "width"), channels: int = 3, **metadata: str
+) -> Path:
     """The same as an ONNX file with the contract of ``export/to_onnx.py``."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper
@@ -117,7 +119,7 @@ def grey_onnx(path: Path, size: tuple[str | int, str | int] = ("height", "width"
             helper.make_node("Mul", ["mean", "ten"], ["depth"]),
         ],
         "grey",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, *size])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, *size])],
         [helper.make_tensor_value_info("depth", TensorProto.FLOAT, ["batch", 1, *size])],
         [
             helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
@@ -125,7 +127,8 @@ def grey_onnx(path: Path, size: tuple[str | int, str | int] = ("height", "width"
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    helper.set_model_props(model, {"format": "depthzoo/1", "name": "grey", "size": "[64, 96]", **metadata})
+    ours = {"format": "depthzoo/1", "name": "grey", "size": "[64, 96]"} if channels == 3 else {}
+    helper.set_model_props(model, ours | metadata)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     return path
@@ -187,6 +190,41 @@ def test_a_size_that_is_asked_for(grey_set: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text())["size"] == [32, 64]
 
 
+def test_an_onnx_file_of_others_and_the_metrics_of_each_frame(grey_set: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, out, frames = (
+        grey_onnx(tmp_path / "x.onnx", format="other"),
+        tmp_path / "x.json",
+        tmp_path / "x.csv",
+    )
+    assert launch(model, grey_set, "--size", "64x96", "--json", out, "--per-frame", frames) == 0
+    report = json.loads(out.read_text())
+    check_figures(report["plain"])
+    assert report["model"] == "x"
+    rows = list(csv.DictReader(frames.open()))
+    assert [row["key"] for row in rows] == ["grey0", "grey1", "grey2", "grey3"]
+    assert [float(row["abs_rel"]) for row in rows] == pytest.approx(ABS_RELS, abs=1e-6)
+
+
+def test_a_folder_of_predictions(grey_set: Path, tmp_path: Path) -> None:
+    """In metres or millimetres, of the frame's size or another, scaled by the median or not."""
+    folder, out = tmp_path / "predictions", tmp_path / "metrics.json"
+    folder.mkdir()
+    for number, grey in enumerate(GREYS):
+        metres = np.full((24, 32) if number else (48, 64), grey / 25.5, np.float32)
+        if number % 2:
+            Image.fromarray(np.rint(metres * 1000).astype(np.uint16)).save(folder / f"grey{number}.depth.png")
+        else:
+            np.save(folder / f"grey{number}.npy", metres)
+    assert launch(folder, grey_set, "--json", out, "--worst", 1) == 0
+    check_figures(json.loads(out.read_text())["plain"])
+    assert launch(folder, grey_set, "--json", out, "--median-scaling") == 0
+    assert json.loads(out.read_text())["plain"]["per_image"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(folder / "grey0.png")
+    (folder / "grey0.npy").unlink()
+    assert launch(folder, grey_set) == 2
+
+
 def test_frames_of_several_sizes(tmp_path: Path) -> None:
     """One camera, turned for the portrait: its scale of depth stays."""
     dataset = ShardDataset(write_greys(tmp_path / "sizes", [(48, 64), (48, 64), (64, 48), (48, 64)]), "val")
@@ -204,7 +242,12 @@ def test_frames_of_several_sizes(tmp_path: Path) -> None:
         (["{onnx}", "--protocol", "eigen"], "use --protocol full"),
         (["{onnx}", "--worst", "-1"], "--worst must be 0 or more"),
         (["{fixed}", "--size", "64x64"], "takes (32, 96) only, not (64, 64)"),
-        (["{foreign}"], "not one made by export/to_onnx.py"),
+        (
+            ["{grey}"],
+            "takes image tensor(float) ['batch', 1, 'height', 'width']; expected float32 (N, 3, H, W)",
+        ),
+        (["{folder}", "--flip"], "a folder of predictions has none"),
+        (["{folder}"], "has no prediction grey0.npy or grey0.png"),
         (["{json}"], "onnxruntime cannot load it"),
         (["nowhere.onnx"], "nowhere.onnx: no such file"),
         (["{onnx}", "--card", "x", "--split", "test"], "--card stores weights"),
@@ -218,10 +261,13 @@ def test_bad_arguments_with_onnx(
     files = {
         "onnx": grey_onnx(tmp_path / "grey.onnx"),
         "fixed": grey_onnx(tmp_path / "fixed.onnx", (32, 96)),
-        "foreign": grey_onnx(tmp_path / "foreign.onnx", format="another/1"),
+        "grey": grey_onnx(tmp_path / "one.onnx", channels=1),
+        "folder": tmp_path / "folder",
         "json": tmp_path / "text.onnx",
     }
     files["json"].write_text("{}")
+    files["folder"].mkdir()
+    np.save(files["folder"] / "other.npy", np.ones((48, 64)))
     if "--card" in arguments:
         (grey_set / "dataset.json").write_text(
             (grey_set / "dataset.json").read_text().replace('"val"', '"test"')
@@ -250,7 +296,7 @@ def test_a_frame_that_cannot_be_decoded_is_named(grey_set: Path) -> None:
         file.write(b"no picture")
     predict = torch_predict(Grey(), torch.device("cpu"))
     with pytest.raises(DatasetError, match="'grey2' cannot be decoded"):
-        evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full", progress=False)
+        evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full")
 
 
 def test_a_prediction_that_is_not_finite_is_named(grey_set: Path) -> None:
@@ -260,7 +306,7 @@ def test_a_prediction_that_is_not_finite_is_named(grey_set: Path) -> None:
         return depth
 
     with pytest.raises(ValueError, match="'grey3' is not finite"):
-        evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full", progress=False)
+        evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full")
 
 
 # -- cameras and ranges ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +18,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from depthzoo.models import create_model
+from depthzoo import losses
+from depthzoo.models import _api, create_model
 from depthzoo.weights import read_metadata
+from train import evaluate
+from train.arguments import command
 from train.checkpoint import Checkpoint, load_checkpoint, same, save_checkpoint
 from train.config import TrainConfig, load_recipe
 from train.data import Sources
 from train.log import Log
 from train.loop import Run, RunOptions
-from train.optim import learning_rate
-from train.precision import usable_precision
+from train.optim import learning_rate, usable_precision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Batch = tuple[Tensor, Tensor, Tensor, list[str]]
@@ -62,7 +65,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def straight(recipe: Path, rooms_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the recipe, deterministic and with its report."""
     from train.__main__ import parser, run
-    from train.arguments import command
 
     out = tmp_path_factory.mktemp("runs") / "straight"
     arguments = ["--recipe", str(recipe), "--data", str(rooms_set), "--out", str(out), "--deterministic"]
@@ -414,7 +416,12 @@ def test_tensorboard_has_curves_and_panels(straight: Path) -> None:
     events = EventAccumulator(str(straight / "tensorboard"))
     events.Reload()
     assert [point.step for point in events.Scalars("val/abs_rel")] == [4, 8]
-    assert {"train/memory_gib", "train/skipped", "val/d1"} <= set(events.Tags()["scalars"])
+    tags = events.Tags()
+    assert {"train/memory_gib", "train/skipped", "val/d1"} <= set(tags["scalars"])
+    terms = [events.Scalars(f"train/loss_{name}")[-1].value for name in ("silog", "gradient")]
+    assert terms[0] + 0.1 * terms[1] == pytest.approx(events.Scalars("train/loss")[-1].value, rel=1e-4)
+    assert 0 < events.Scalars("train/gradient_norm")[-1].value < 1e3
+    assert "config/text_summary" in tags["tensors"]
     panel = Image.open(io.BytesIO(events.Images("val/room-0000000")[0].encoded_image_string))
     assert panel.width > panel.height
 
@@ -450,6 +457,94 @@ def test_a_resumed_run_finds_its_data(
     assert train("--resume", "--out", out, "--max-steps", 2) == 0
     assert train("--resume", "--out", out, "--mix-data", tmp_path / "nowhere") == 2
     assert f"no data set at {tmp_path / 'nowhere'}" in error_line()
+
+
+def test_a_finished_run_is_extended(
+    straight: Path, tmp_path: Path, train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "run"))
+    more = ["--resume", "--out", out, "--steps", 10, "--lr", "1e-4", "--validate-every", 5]
+    assert train(*more) == 0
+    said = capsys.readouterr()
+    assert (
+        "resumed with steps 10 (so far 8), lr 0.0001 (so far 0.001), validate_every 5 (so far 4)" in said.err
+    )
+    assert "step 10 of 10" in said.out
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["step"], metrics["steps"], metrics["resumed_from"]) == (10, 10, [8])
+    assert [row["step"] for row in metrics["history"]] == [4, 8, 10] and metrics["history"][-1]["lr"] < 1e-4
+    assert load_recipe(out / "config.toml").steps == 10
+    assert train("--resume", "--out", out, "--steps", 9) == 2
+    assert f"9 steps in all: {out} has already taken 10" in capsys.readouterr().err
+
+
+def test_a_run_of_an_older_version_resumes_where_new_keys_have_their_defaults(
+    straight: Path, tmp_path: Path, train: Callable[..., int]
+) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "run"))
+    checkpoint = load_checkpoint(out / CHECKPOINT)
+    checkpoint.config = checkpoint.config.replace("imports = []\n", "")
+    save_checkpoint(out / CHECKPOINT, checkpoint)
+    assert train("--resume", "--out", out) == 0
+
+
+def test_a_run_says_what_it_does_where_there_is_no_terminal(
+    rooms_set: Path,
+    recipe: Path,
+    tmp_path: Path,
+    train: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("train.log.LINE_EVERY", 0.0)
+    given = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run", "--device", "cpu"]
+    assert train(*given, "--max-steps", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("unet, 0.") and lines[0].endswith(
+        "M parameters, on CPU in fp32; 22 train and 1 validation frames; 8 steps of 4 images, 1.45 passes"
+    )
+    assert lines[1].startswith("step 1 of 2: loss ") and lines[1].endswith(" left")
+
+
+OWN = """
+import torch
+from depthzoo.losses import DepthLoss, register_loss
+from depthzoo.models import register_model, unet
+
+@register_model
+def my_net(**options):
+    model = unet(**options)
+    model.name = "my_net"
+    return model
+
+@register_loss("mine")
+class Mine(DepthLoss):
+    def per_image(self, prediction, target, mask):
+        return (mask * (prediction - target).abs()).flatten(1).mean(1), mask.flatten(1).any(1)
+"""
+
+
+def test_models_and_losses_of_ones_own(
+    rooms_set: Path, recipe: Path, tmp_path: Path, train: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("depthzoo.models._api.BUILDERS", dict(_api.BUILDERS))
+    monkeypatch.setattr("depthzoo.losses.LOSSES", dict(losses.LOSSES))
+    out = tmp_path / "run"
+    text = recipe.read_text().replace('"unet"', '"my_net"').replace("silog", "mine")
+    (tmp_path / "own.toml").write_text(text)
+    given = ["--recipe", tmp_path / "own.toml", "--data", rooms_set, "--out", out, "--max-steps"]
+    assert train(*given, 1, "--import", "my_parts.py") == 0
+    assert train("--resume", "--out", out, "--max-steps", 2) == 0, "the run knows its imports"
+    words = [str(out), "--data", str(rooms_set), "--split", "val", "--protocol", "full"]
+    assert command(evaluate.parser(), evaluate.run, [*words, "--import", "my_parts"]) == 0
+
+
+def test_help_and_usage_errors_do_not_import_pytorch(root: Path) -> None:
+    code = "import sys; from train.__main__ import *; parser().format_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_card_names_the_code_that_the_run_began_with(
@@ -527,7 +622,7 @@ def test_a_report_that_cannot_be_made_fails_no_run(
     def broken(*arguments: object, **options: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr("train.__main__.report_run", broken)
+    monkeypatch.setattr("train.report.report_run", broken)
     given = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run", "--max-steps", 1]
     assert train(*given, report=True) == 0
     assert capsys.readouterr().err.splitlines()[-1] == "no report: no ink"
@@ -601,18 +696,16 @@ def test_a_run_is_not_overwritten_nor_resumed_with_something_else(
     kept = (out / CHECKPOINT).read_bytes()
     assert train(*given) == 2
     assert "already holds a run; continue it with --resume" in error_line()
-    assert train(*given, "--resume", "--lr", "0.5") == 2
-    assert "made with another configuration or an older depthzoo, which differs in lr" in error_line()
+    assert train(*given, "--resume", "--clip", "0.5") == 2
+    assert "made with another clip; resume with" in error_line()
+    assert train(*given, "--resume", "--steps", "0", "--epochs", "0") == 2
+    assert "epochs = 0: expected more than 0" in error_line()
     assert train(*given, "--resume", "--data", folder) == 2
     assert "made with other data: dataset.json has changed" in error_line()
     assert (out / CHECKPOINT).read_bytes() == kept
     (out / CHECKPOINT).write_bytes(kept[:-100])
     assert train(*given, "--resume") == 2
     assert "not a whole checkpoint" in error_line()
-    config = (out / "config.toml").read_text()
-    (out / "config.toml").write_text(f"patience = 2\n{config}")
-    assert train("--resume", "--out", out) == 2
-    assert "key 'patience' is of an older depthzoo, whose runs cannot be resumed" in error_line()
 
 
 @pytest.fixture

@@ -17,12 +17,11 @@ from depthzoo.camera import depth_scale
 from depthzoo.errors import DatasetError
 from train import prepare as module
 from train.encoding import resize_frame, unit_problem
-from train.prepare import PROGRESS, Samples, prepare
+from train.prepare import PROGRESS, prepare
 from train.shards import ShardDataset, ShardWriter
 from train.sources.base import Frame, FrameError, Item, Source
 from train.sources.nyu_labelled import official_split
 from train.sources.pairs import Pairs
-from train.sources.rooms import Rooms
 
 Run = Callable[..., int]
 PER_SHARD = ("--samples-per-shard", 3)
@@ -162,13 +161,6 @@ class Odd(Source):
         return Frame(image, np.full((32, 32), self.metres), 100.0 + self.focal * item.where)
 
 
-@dataclass
-class Repeatable(Odd):
-    """Its conversion can be resumed."""
-
-    repeatable = True
-
-
 @pytest.fixture
 def folders(
     tmp_path: Path, picture_bytes: Callable[..., bytes], noise: Callable[..., np.ndarray]
@@ -217,7 +209,7 @@ def test_rooms_command(tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("bad", "written"), [((), 200), ((3,), 199), ((3, 150), 198)])
 def test_bad_frames_within_the_fraction(tmp_path: Path, bad: tuple[int, ...], written: int) -> None:
-    assert prepare(Odd(200, bad), tmp_path / "set", samples_per_shard=50)[0] == {"train": written}
+    assert prepare(Odd(200, bad), tmp_path / "set", samples_per_shard=50) == {"train": written}
     info = json.loads((tmp_path / "set/dataset.json").read_text())
     assert info.get("skipped", []) == [f"train sample 'f{number}': scratched" for number in bad]
 
@@ -248,7 +240,7 @@ def test_a_source_that_cannot_be_used(
 def test_a_dead_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="a worker process died"):
         prepare(Odd(40, die=True), tmp_path / "set", workers=2)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "set").exists()
 
 
 def test_the_unit_is_judged_in_every_split(
@@ -260,76 +252,60 @@ def test_the_unit_is_judged_in_every_split(
         prepare(Pairs(*folders, 0.001), tmp_path / "set")
 
 
-def test_a_finished_set_is_left_as_it_is(
+def test_a_finished_set_is_replaced_only_on_request(
     arguments: list[Any], tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "set"
     assert run_prepare(*arguments) == 0
     before = content(out)
-    capsys.readouterr()
-    assert run_prepare(*arguments) == 0
-    said = capsys.readouterr()
-    assert said.out.count("\n") == 1 and "10 train, 2 val, 2 test (already there" in said.out
-    assert content(out) == before
-
     assert run_prepare(*arguments, "--size", "48x64") == 2
-    assert "size [40, 60], now [48, 64]; --overwrite replaces it" in capsys.readouterr().err
-    (out / "val-000000.tar").write_bytes(b"")
-    assert run_prepare(*arguments) == 2
-    assert "val-000000.tar has 0 bytes" in capsys.readouterr().err
-    assert run_prepare(*arguments, "--overwrite") == 0
+    assert f"{out} holds a data set already; --overwrite replaces it" in capsys.readouterr().err
     assert content(out) == before
+    assert run_prepare(*arguments, "--size", "48x64", "--overwrite") == 0
+    assert ShardDataset(out, "train")[0][0].shape == (48, 64, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "set"]
 
 
 def test_folders_of_something_else_are_not_touched(
     tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, says in (
-        ("thesis", "is not empty and holds no data set"),
-        ("set.part", "is no unfinished data set"),
-    ):
+    for name in ("thesis", "set.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes").write_text("dear")
-        assert run_prepare("rooms", "--count", 4, "--out", tmp_path / name.removesuffix(".part")) == 2
-        assert says in capsys.readouterr().err
+        out = tmp_path / name.removesuffix(".part")
+        assert run_prepare("rooms", "--count", 4, "--out", out, "--overwrite") == 2
+        assert "is not empty and holds no data set" in capsys.readouterr().err
         assert (tmp_path / name / "notes").read_text() == "dear"
 
 
 # Interruptions.
 
 
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
-    """Make the conversion fail at a frame."""
-
-    def arrange(number: int, error: BaseException) -> None:
-        encode = module.encode
-
-        def broken(source: Source, item: Item, size: Any) -> Any:
-            if item.where == number:
-                raise error
-            return encode(source, item, size)
-
-        monkeypatch.setattr(module, "encode", broken)
-
-    return arrange
-
-
-def test_an_interrupted_conversion_leaves_nothing(
-    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any, capsys: Any
+def test_an_interrupted_conversion_goes_on_with_its_last_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ctrl_c(self: Samples, index: int) -> None:
-        raise KeyboardInterrupt
+    encode, fail_at = module.encode, {7: KeyboardInterrupt()}
 
-    out = tmp_path / "set"
-    assert run_prepare(*arguments) == 0
-    before = content(out)
-    capsys.readouterr()
-    monkeypatch.setattr(Samples, "__getitem__", ctrl_c)
-    assert run_prepare(*arguments, "--workers", 1, "--overwrite") == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "python -m train.prepare: interrupted"
-    assert content(out) == before and not (tmp_path / "set.part").exists()
+    def broken(source: Source, item: Item, size: Any) -> Any:
+        if item.where in fail_at:
+            raise fail_at[item.where]
+        return encode(source, item, size)
+
+    monkeypatch.setattr(module, "encode", broken)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Odd(12), tmp_path / "set", samples_per_shard=3)
+    assert "set.part keeps the finished shards; the same command continues" in capsys.readouterr().err
+    kept = content(tmp_path / "set.part")
+    assert {"train-000000.tar", "train-000001.tar", PROGRESS} <= kept.keys() and "dataset.json" not in kept
+    with pytest.raises(DatasetError, match=r"is unfinished and had another count; --overwrite drops it"):
+        prepare(Odd(13), tmp_path / "set", samples_per_shard=3)
+    fail_at = {5: AssertionError("a finished frame is not made again")}
+    assert prepare(Odd(12), tmp_path / "set", samples_per_shard=3) == {"train": 12}
+    assert "has 6 frames of an interrupted conversion; continuing" in capsys.readouterr().err
+    monkeypatch.undo()
+    prepare(Odd(12), tmp_path / "fresh", samples_per_shard=3)
+    assert content(tmp_path / "set") == content(tmp_path / "fresh")
+    assert not (tmp_path / "set.part").exists()
 
 
 def test_a_full_disk_is_one_line(
@@ -344,8 +320,8 @@ def test_a_full_disk_is_one_line(
     assert not (tmp_path / "set").exists()
 
 
-def test_a_killed_conversion_starts_again(
-    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any, capsys: Any
+def test_a_killed_conversion_goes_on(
+    arguments: list[Any], tmp_path: Path, run_prepare: Run, monkeypatch: Any
 ) -> None:
     write = ShardWriter._write_shard
 
@@ -364,29 +340,6 @@ def test_a_killed_conversion_starts_again(
     assert not (tmp_path / "set").exists() and (tmp_path / "set.part" / "train-000001.tar").exists()
     monkeypatch.undo()
     assert run_prepare(*arguments) == 0
-    assert "set.part is of an interrupted conversion; starting again" in capsys.readouterr().err
     assert run_prepare(*arguments[:-1], tmp_path / "fresh") == 0
-    assert content(tmp_path / "set") == content(tmp_path / "fresh")
-    assert not (tmp_path / "set.part").exists()
-
-
-def test_rooms_go_on_after_an_interruption(
-    tmp_path: Path, monkeypatch: Any, interrupt: Callable[[int, BaseException], None], capsys: Any
-) -> None:
-    assert Rooms.repeatable
-    interrupt(7, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        prepare(Repeatable(12), tmp_path / "set", samples_per_shard=3)
-    assert "the same command resumes" in capsys.readouterr().err
-    kept = content(tmp_path / "set.part")
-    assert {"train-000000.tar", "train-000001.tar", PROGRESS} <= kept.keys() and "dataset.json" not in kept
-    with pytest.raises(DatasetError, match=r"count 12, now 13; --overwrite drops it"):
-        prepare(Repeatable(13), tmp_path / "set", samples_per_shard=3)
-    monkeypatch.undo()
-    interrupt(5, AssertionError("a finished frame is not made again"))
-    assert prepare(Repeatable(12), tmp_path / "set", samples_per_shard=3)[0] == {"train": 12}
-    assert "has 6 frames of an interrupted conversion; resuming" in capsys.readouterr().err
-    monkeypatch.undo()
-    prepare(Repeatable(12), tmp_path / "fresh", samples_per_shard=3)
     assert content(tmp_path / "set") == content(tmp_path / "fresh")
     assert not (tmp_path / "set.part").exists()

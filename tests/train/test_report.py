@@ -13,8 +13,7 @@ from depthzoo.models import create_model
 from train.arguments import command
 from train.cards import write_weights
 from train.evaluation import evaluate, torch_predict
-from train.report import parser, run
-from train.report_page import choose_samples, ticks, write_report
+from train.report import choose_samples, parser, run, ticks, write_report
 from train.samples import Sample, strip, tiles
 from train.shards import ShardDataset
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 from depthzoo.errors import DatasetError
 from train import shards as codec
-from train.shards import encode_depth, encode_image
-from train.shards import ShardDataset, ShardWriter, read_dataset, write_dataset
+from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, read_dataset, write_dataset
 
 COUNT = 5
 

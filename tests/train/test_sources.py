@@ -16,15 +16,15 @@ import pytest
 from depthzoo.errors import DatasetError
 from train.shards import ShardDataset
 from train.sources.base import Item, hold_out
-from train.sources.nyu_50k import Nyu50k
 from train.sources.nyu_h5 import NyuH5
-from train.sources.nyu_sync import LISTS
+from train.sources.nyu_lists import Nyu50k
 from train.sources.pairs import Pairs
 
 Run = Callable[..., int]
 Encode = Callable[..., bytes]
 Noise = Callable[..., np.ndarray]
 SIZE = (32, 48)
+LISTS = {split: f"nyudepthv2_{split}_files_with_gt.txt" for split in ("train", "test")}
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from depthzoo.errors import DatasetError
-from train.shards import MILLIMETRE
-from train.shards import DEFAULT_RANGE
+from train.shards import DEFAULT_RANGE, MILLIMETRE
 
 SPLITS = ("train", "val", "test")
 
@@ -83,13 +82,11 @@ class Source(ABC):
         scale: metres per unit that the user stated, for errors.
         depth_unit: metres per step of the stored depth.
         depth_range: least and largest valid depth in metres.
-        repeatable: frames depend on the arguments alone, so that a conversion can be resumed.
         in_workers: ``load`` can run in worker processes.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
-    repeatable: ClassVar[bool] = False
     scale = 1.0
     depth_unit = MILLIMETRE
     depth_range = DEFAULT_RANGE

@@ -156,22 +156,26 @@ class NyuSync(Source):
         return items
 
     def _list(self, path: Path, split: str) -> list[Item]:
-        rows: list[tuple[str, str, float | None]] = []
-        number, line = 0, ""
         try:
-            for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-                if line.strip():
-                    image, depth, focal = line.split()
-                    rows.append((image, depth, float(focal)))
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError:
             raise DatasetError(f"{path}: no such list file") from None
-        except ValueError:
-            found = f" line {number}: {line.strip()!r}" if number else ": not a text file"
-            raise DatasetError(f"{path}{found}; expected: rgb depth focal") from None
+        except UnicodeDecodeError:
+            raise DatasetError(f"{path}: not a text file; expected rows of: rgb depth focal") from None
+        rows: list[tuple[str, str, float | None]] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                image, depth, focal = line.split() or ("", "", "0")
+                rows += [(image, depth, float(focal))] if image else []
+            except ValueError:
+                found = f"{path} line {number}: {line.strip()!r}"
+                raise DatasetError(f"{found}; expected: rgb depth focal") from None
         return make_items(rows, split, str(path))
 
     def _read(self, split: str, name: str) -> bytes:
-        roots = ("official_splits/test", "sync", "") if split == "test" else ("sync", "official_splits/train", "")
+        roots = (
+            ("official_splits/test", "sync", "") if split == "test" else ("sync", "official_splits/train", "")
+        )
         for root in roots:
             if (path := self.path / root / name.lstrip("/")).is_file():
                 return path.read_bytes()

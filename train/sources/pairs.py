@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from depthzoo.errors import DatasetError
-from train.shards import LAST_STEP, MILLIMETRE, unit_for
-from train.shards import DEFAULT_RANGE
+from train.shards import DEFAULT_RANGE, LAST_STEP, MILLIMETRE, unit_for
 from train.sources import nyu
 from train.sources.base import (
     SPLITS,

@@ -21,8 +21,8 @@ from depthzoo.prediction import Predictor, select_device
 from depthzoo.weights import read_metadata
 from train.arguments import parse_size
 from train.cards import find_any, load_any
-from train.shards import encode_image, unit_for
 from train.pictures import find_pictures, fingerprint
+from train.shards import encode_image, unit_for
 from train.sources.base import Frame, FrameError, Item, Source, argument, decode_image
 
 JPEG_QUALITY = 95

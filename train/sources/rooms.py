@@ -24,7 +24,6 @@ class Rooms(Source):
 
     name = "rooms"
     help = "synthetic rooms, rendered here"
-    repeatable = True
 
     count: int = argument("number of rooms", 1000, type=int, metavar="N")
     seed: int = argument("seed of the first room", 0, type=int, metavar="N")
