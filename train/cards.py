@@ -17,9 +17,9 @@ from depthzoo import weights as zoo_weights
 from depthzoo.errors import WeightsError
 from depthzoo.files import atomic_write, sha256_of, write_json
 from depthzoo.metrics import EIGEN_CROP, METRICS
-from depthzoo.models import DepthModel, create_model, get_builder
+from depthzoo.models import DepthModel, get_builder
 from depthzoo.prediction import Predictor
-from depthzoo.weights import find, model_of, read_metadata, save_weights
+from depthzoo.weights import find, read_metadata, save_weights
 from train.config import TrainConfig, to_toml
 from train.evaluation import ErrorByDistance, ranked
 
@@ -50,8 +50,7 @@ def find_any(name: str, weights: str = "DEFAULT") -> Path:
 
 def load_any(name: str, weights: str = "DEFAULT") -> DepthModel:
     """Load a model of the zoo, of a run's folder, or from a path; see :func:`find_any`."""
-    path = find_any(name, weights)
-    return create_model(model_of(path), weights=path)
+    return depthzoo.load(find_any(name, weights))
 
 
 def write_weights(model: DepthModel, path: Path, card: dict[str, Any]) -> None:

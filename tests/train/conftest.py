@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.models import create_model
+from tests.data_sets import write_random_frames
 from train.cards import write_weights
 from train.rooms import render
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
+from train.shards import ShardDataset, ShardWriter, write_dataset
 from train.sources.nyu_labelled import official_split
 
 METRES_PER_STEP = 9.9955 / 255
@@ -34,30 +34,12 @@ def write_mat(path: Path, images: np.ndarray, depths: np.ndarray) -> None:
         file["depths"] = depths.transpose(0, 2, 1)
 
 
-def write_frames(out: Path, name: str, size: tuple[int, int], counts: dict[str, int], **about: Any) -> Path:
-    """A data set of random images with ramps of depth from 1 m, of the canonical camera."""
-    random, number, splits = np.random.default_rng(0), 0, {}
-    height, width = size
-    for split, count in counts.items():
-        with ShardWriter(out, split) as writer:
-            for _ in range(count):
-                image = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-                depth = np.linspace(1, random.uniform(2, 6), width) + random.uniform(0, 0.2, size)
-                encoded = encode_image(image.repeat(8, 0).repeat(8, 1), 95)
-                writer.write(f"{name}-{number:07d}", *encoded, encode_depth(depth))
-                number += 1
-        splits[split] = {**writer.entry, "size": list(size), "focal_px": CANONICAL_FOCAL * width}
-    write_dataset(out, splits, **about)
-    return out
-
-
 @pytest.fixture(scope="session")
 def rooms_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 frames of 48x64: 22 train, 1 val, 1 test."""
     out = tmp_path_factory.mktemp("data") / "rooms"
-    return write_frames(
-        out, "room", (48, 64), {"val": 1, "test": 1, "train": 22}, source="rooms", terms="MIT"
-    )
+    counts = {"val": 1, "test": 1, "train": 22}
+    return write_random_frames(out, (48, 64), counts, "room", source="rooms")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +47,9 @@ def nyu_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Frames of 480x640 that say that they are of NYU Depth V2: 2 val, 2 test, 4 train."""
     out, counts = tmp_path_factory.mktemp("data") / "nyu", {"val": 2, "test": 2, "train": 4}
     camera = {"camera": "Kinect v1", "terms": "research use"}
-    return write_frames(out, "nyu", (480, 640), counts, source="nyu-labelled", truth="filled", **camera)
+    return write_random_frames(
+        out, (480, 640), counts, "nyu", source="nyu-labelled", truth="filled", **camera
+    )
 
 
 @pytest.fixture(scope="session")

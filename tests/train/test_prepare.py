@@ -258,11 +258,11 @@ def test_a_finished_set_is_replaced_only_on_request(
     out = tmp_path / "set"
     assert run_prepare(*arguments) == 0
     before = content(out)
-    assert run_prepare(*arguments, "--size", "48x64") == 2
+    assert run_prepare(*arguments) == 2
     assert f"{out} holds a data set already; --overwrite replaces it" in capsys.readouterr().err
     assert content(out) == before
-    assert run_prepare(*arguments, "--size", "48x64", "--overwrite") == 0
-    assert ShardDataset(out, "train")[0][0].shape == (48, 64, 3)
+    assert run_prepare(*arguments, "--size", "48x72", "--overwrite") == 0
+    assert ShardDataset(out, "train")[0][0].shape == (48, 72, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "set"]
 
 
