@@ -197,6 +197,7 @@ def evaluate(
     return metrics.compute(), torch.cat(rows)
 
 
+@torch.inference_mode()
 def scale_by_medians(frames: Frames, protocol: EvalProtocol) -> None:
     """Multiply each prediction by median target / median prediction, of the pixels that count."""
     for depth, target in zip(frames.depth, frames.target, strict=True):

@@ -254,10 +254,7 @@ class Run:
         """Train to the last step; return the content of ``metrics.json``."""
         config, state, interruption = self.config, self.state, Interruption()
         images, seconds, stop = 0, 0.0, False
-        with (
-            interruption.watched(),
-            Log(self.out, state.step, self.last_step, self.world.writes) as log,
-        ):
+        with interruption.watched(), Log(self.out, state.step, self.last_step, self.world.writes) as log:
             if self.world.writes:
                 log.line(self.banner())
                 log.text("config", to_toml(config))

@@ -8,7 +8,6 @@ python -m train.prepare pairs IMAGES DEPTHS --scale 0.001 --out DIR [--focal PX]
 python -m train.prepare rooms --count 1000 --size 240x320 --out DIR
 python -m train.prepare pseudo PICTURES.tar ... --teacher unet_resnet50 --size 240x320 --out DIR
 python -m train.prepare verify DIR [--full]
-python -m train.prepare sheet DIR --out sheet.png
 
 The data set is written to ``DIR.part`` and renamed to ``DIR`` when it is complete. After an interruption the same
 command continues at the last complete shard.
@@ -17,6 +16,7 @@ command continues at the last complete shard.
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -308,18 +308,16 @@ def add_source(parser: argparse.ArgumentParser, source: type[Source]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m train.prepare", description=__doc__.splitlines()[0])
-    commands = main.add_subparsers(dest="source", required=True, metavar="SOURCE|verify|sheet")
+    commands = main.add_subparsers(dest="source", required=True, metavar="SOURCE|verify")
     for source in SOURCES:
-        add_source(commands.add_parser(source.name, help=source.help), source)
+        about = inspect.getdoc(source)
+        form = argparse.RawDescriptionHelpFormatter
+        one = commands.add_parser(source.name, help=source.help, description=about, formatter_class=form)
+        add_source(one, source)
     verify = commands.add_parser("verify", help="check a data set: one line a problem, exit code 2")
     verify.add_argument("path", type=Path, metavar="DIR")
     verify.add_argument("--full", action="store_true", help="decode every sample")
     verify.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="number of processes")
-    sheet = commands.add_parser("sheet", help="an image of random samples")
-    sheet.add_argument("path", type=Path, metavar="DIR")
-    sheet.add_argument("--out", type=Path, required=True, metavar="PNG")
-    sheet.add_argument("--count", type=_positive, default=12, metavar="N")
-    sheet.add_argument("--seed", type=int, default=0, metavar="N")
     return main
 
 
@@ -337,12 +335,6 @@ def run(args: argparse.Namespace) -> int:
         if not found:
             print(f"{args.path}: no problem found" + ("" if args.full else " (--full decodes every sample)"))
         return 2 if found else 0
-    if args.source == "sheet":
-        if args.out.suffix.lower() != ".png":
-            raise DatasetError(f"--out {args.out}: expected a name that ends in .png")
-        write_sheet(args.path, args.out, args.count, args.seed)
-        print(args.out)
-        return 0
     kind = next(source for source in SOURCES if source.name == args.source)
     source = kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
     counts = prepare(

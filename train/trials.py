@@ -24,7 +24,7 @@ from train.arguments import command
 from train.cards import commit
 from train.config import load_recipe
 from train.data import Sources
-from train.evaluation import default_protocol, predict_frames, protocol_for, torch_predict
+from train.evaluation import default_protocol, predict_frames, protocol_for, scale_by_medians, torch_predict
 from train.loop import Run, RunOptions
 from train.shards import ShardDataset
 
@@ -55,12 +55,11 @@ def measure(weights: Path, model: str, dataset: ShardDataset, size: tuple[int, i
     sums = np.zeros(5)
     for frames in predict_frames(torch_predict(network, torch.device("cpu")), dataset, size):
         metrics.update(frames.depth, frames.target)
-        for depth, target in zip(frames.depth, frames.target, strict=True):
-            mask = protocol.valid(target)
-            p, d = depth[mask].double(), target[mask].double()
-            scaled.update((depth * (d.median() / p.median()))[None], target[None])
-            x, y = d.log().numpy(), p.clamp(min=protocol.min_depth).log().numpy()
-            sums += [len(x), x.sum(), y.sum(), (x * x).sum(), (x * y).sum()]
+        mask = protocol.valid(frames.target)
+        x, y = frames.target[mask].double().log(), frames.depth[mask].double().clamp(protocol.min_depth).log()
+        sums += [len(x), *(float(value.sum()) for value in (x, y, x * x, x * y))]
+        scale_by_medians(frames, protocol)
+        scaled.update(frames.depth, frames.target)
     n, sx, sy, sxx, sxy = sums
     means = metrics.compute()["per_image"]
     return {

@@ -111,12 +111,7 @@ def weights_file(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = create_model("unet", weights=None, width=4)
     path = tmp_path / "some.safetensors"
-    card = {
-        "model": model.name,
-        "tag": "nyu",
-        "size": [64, 96],
-        "terms": "of the train data",
-    }
+    card = {"model": model.name, "tag": "nyu", "size": [64, 96], "terms": "of the train data"}
     write_weights(model, path, card)
     return path
 

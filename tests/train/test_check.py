@@ -102,16 +102,6 @@ def test_wrong_unit(tmp_path: Path) -> None:
     assert "median depth 0.0025 is not in metres" in line and line.endswith("the likely scale is 1000")
 
 
-def test_sheet(made: Path, tmp_path: Path, run_prepare: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "sheet.png"
-    assert run_prepare("sheet", made, "--out", out, "--count", 6) == 0
-    assert capsys.readouterr().out == f"{out}\n"
-    with Image.open(out) as page:
-        assert page.width > page.height > 280
-    assert run_prepare("sheet", made, "--out", tmp_path / "sheet.jpg") == 2
-    assert "ends in .png" in capsys.readouterr().err
-
-
 def test_sheet_is_made_with_the_set_and_shows_the_picture_upright(made: Path) -> None:
     """The only val room's picture, enlarged by nearest, is somewhere in it, pixel for pixel."""
     page = np.asarray(Image.open(made / "samples.png").convert("RGB"))

@@ -61,12 +61,7 @@ def test_every_key_has_a_flag_of_its_name(key: str, hint: type) -> None:
 def test_a_table_is_set_key_by_key(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text("[augment]\nflip = true\nzoom = [0.5, 1.0]\n[loss]\nmse = 1.0\n")
-    words = [
-        "augment.zoom=[0.9,1.1]",
-        "loss.silog=2",
-        "loss_options.silog.lam=0.5",
-        "lr=1e-2",
-    ]
+    words = ["augment.zoom=[0.9,1.1]", "loss.silog=2", "loss_options.silog.lam=0.5", "lr=1e-2"]
     config = load_recipe(path, **dict(map(parse_setting, words)))
     assert config.augment == AugmentConfig(flip=True, zoom=(0.9, 1.1))
     assert (config.loss, config.lr) == ({"mse": 1.0, "silog": 2.0}, 0.01)

@@ -505,14 +505,17 @@ def test_a_run_says_what_it_does_where_there_is_no_terminal(
 
 
 OWN = """
+from functools import partial
+
 from depthzoo.losses import DepthLoss, register_loss
-from depthzoo.models import register_model, unet
+from depthzoo.models import register_model
+from depthzoo.models._api import build_model
+from depthzoo.models.unet import _unet
 
 @register_model
-def my_net(**options):
-    model = unet(**options)
-    model.name = "my_net"
-    return model
+def my_net(*, weights=None, pretrained=None, encoder_weights=None, head=None, width=8):
+    options = {"head": head, "width": width}
+    return build_model(partial(_unet, bilinear=True), "my_net", weights, pretrained, encoder_weights, options)
 
 @register_loss("mine")
 class Mine(DepthLoss):
@@ -533,8 +536,8 @@ def test_models_and_losses_of_ones_own(
     monkeypatch.setattr("depthzoo.models._api.BUILDERS", dict(_api.BUILDERS))
     monkeypatch.setattr("depthzoo.losses.LOSSES", dict(losses.LOSSES))
     (tmp_path / "own.toml").write_text(RECIPE.replace('"unet"', '"my_net"').replace("silog", "mine"))
-    flags = ["--recipe", tmp_path / "own.toml", "--max-steps", 1, "--import", "my_parts.py"]
-    assert begin(*flags) == 0
+    flags = ["--recipe", tmp_path / "own.toml", "--warmup-size-fraction", 0, "--import", "my_parts.py"]
+    assert begin(*flags, "--max-steps", 1) == 0
     assert train("--resume", "--out", tmp_path / "run", "--max-steps", 2) == 0, "the run knows its imports"
     words = ["--data", str(rooms_set), "--split", "val", "--protocol", "full", "--import", "my_parts"]
     assert command(evaluate.parser(), evaluate.run, [str(tmp_path / "run"), *words]) == 0

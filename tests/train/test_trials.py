@@ -53,13 +53,7 @@ def test_measures_of_a_known_prediction(
 
 
 def line(row: str, fold: str, seed: int, abs_rel: float) -> dict[str, object]:
-    return {
-        "row": row,
-        "fold": fold,
-        "seed": seed,
-        **dict.fromkeys(trials.COLUMNS, 0.5),
-        "abs_rel": abs_rel,
-    }
+    return {"row": row, "fold": fold, "seed": seed, **dict.fromkeys(trials.COLUMNS, 0.5), "abs_rel": abs_rel}
 
 
 def test_rows_are_compared_run_by_run() -> None:

@@ -1,8 +1,4 @@
-"""Any two folders, of images and of depth maps with the same names (stems), and a stated scale.
-
-Folders ``train``, ``val`` and ``test`` in both are the splits. Without them, 5% of the frames each become val and test:
-whole subfolders, or if there are none the last frames by name.
-"""
+"""Any two folders, of images and of depth maps with the same names (stems), and a stated scale."""
 
 import io
 import math
@@ -38,9 +34,11 @@ def _unit(text: str) -> float:
 
 @dataclass
 class Pairs(Source):
-    """Two folders; depth maps have one channel of 8 or 16 bits, or are ``.npy`` arrays (H, W); 0 is invalid.
+    """Two folders with files of the same names, images and depth maps.
 
-    Depth outside the range becomes invalid.
+    Depth maps have one channel of 8 or 16 bits, or are ``.npy`` arrays (H, W); 0 is invalid, as is depth outside the
+    range. Folders train, val and test in both are the splits. Without them, 5% of the
+    frames each become val and test: whole subfolders, or if there are none the last frames by name.
     """
 
     name = "pairs"

@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import depthzoo
 from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.files import sha256_of
-from depthzoo.prediction import Predictor, select_device
-from depthzoo.weights import read_metadata
 from train.arguments import parse_size
-from train.cards import find_any, load_any
 from train.pictures import find_pictures, fingerprint
 from train.shards import encode_image, unit_for
 from train.sources.base import Frame, FrameError, Item, Source, argument, decode_image
@@ -49,15 +47,18 @@ class Pseudo(Source):
     def __post_init__(self) -> None:
         if self.limit < 0:
             raise DatasetError(f"--limit {self.limit}: expected at least 0")
-        path = find_any(self.teacher, self.weights)
-        model = load_any(self.teacher, self.weights)
-        self.in_workers = select_device(self.device).type == "cpu"
+        # Here, since the models take seconds to import and no other source needs them.
+        from train.cards import find_any
+
+        path = self._path = find_any(self.teacher, self.weights)
+        model = depthzoo.load(path)
+        self.in_workers = depthzoo.prediction.select_device(self.device).type == "cpu"
         self.depth_range = (model.min_depth, model.max_depth)
         self.depth_unit = unit_for(model.max_depth)
-        working_size = Predictor(model, "cpu").size
+        working_size = depthzoo.Predictor(model, "cpu").size
         if self.size == (0, 0):
             self.size = working_size
-        card = read_metadata(path)
+        card = model.card or {}
         self._card = {key: card.get(key) for key in ("model", "tag")} | {
             "file": path.name,
             "sha256": sha256_of(path),
@@ -82,8 +83,8 @@ class Pseudo(Source):
         return {"pictures": pictures, "limit": self.limit, "teacher": teacher, "flip": self.flip}
 
     @cached_property
-    def _predict(self) -> Predictor:
-        return Predictor(load_any(self.teacher, self.weights), self.device, flip=self.flip)
+    def _predict(self) -> Any:
+        return depthzoo.Predictor(depthzoo.load(self._path), self.device, flip=self.flip)
 
     def items(self) -> list[Item]:
         pictures = find_pictures(self.pictures)
