@@ -513,7 +513,7 @@ from depthzoo.models._api import build_model
 from depthzoo.models.unet import _unet
 
 @register_model
-def my_net(*, weights=None, pretrained=None, encoder_weights=None, head=None, width=8):
+def my_net(*, weights=None, pretrained=None, encoder_weights=None, head=None, width=None):
     options = {"head": head, "width": width}
     return build_model(partial(_unet, bilinear=True), "my_net", weights, pretrained, encoder_weights, options)
 
