@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from depthzoo.camera import CANONICAL_FOCAL
-from train.shards import ShardWriter, encode_depth, encode_image, write_dataset
+from train.codec import encode_depth, encode_image
+from train.shards import ShardWriter, write_dataset
 
 
 def write_random_frames(

@@ -15,11 +15,12 @@ from export.to_onnx import export_onnx
 from train import records
 from train.arguments import command
 from train.augment import augment
+from train.codec import encode_depth, encode_image
 from train.config import AugmentConfig
 from train.data import ShuffledFrames
 from train.frames import decode_frames
 from train.rooms import render
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")

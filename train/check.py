@@ -13,8 +13,9 @@ from tqdm import tqdm
 from depthzoo.errors import DatasetError
 from depthzoo.files import atomic_write, sha256_of
 from depthzoo.visualize import panel
+from train.codec import step_range
 from train.encoding import unit_problem
-from train.shards import ShardDataset, read_dataset, step_range
+from train.shards import ShardDataset, read_dataset
 from train.sources.base import SPLITS
 
 SAMPLES = 8  # of a shard that are decoded unless all are

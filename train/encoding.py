@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from train.shards import DEFAULT_RANGE, depth_steps, encode_image, encode_steps
-from train.sources.base import Frame, FrameError, Item, Source
+from depthzoo.errors import DatasetError
+from train.codec import depth_steps, encode_image, encode_steps
+from train.shards import DEFAULT_RANGE
+from train.sources.base import Frame, Item, Source
 
 JPEG_QUALITY = 95
 LARGEST_CUT = 0.1  # fraction of an image that --size may cut off
@@ -46,13 +48,13 @@ def encode(source: Source, item: Item, size: tuple[int, int] | None) -> Sample:
     the source's range becomes invalid.
 
     Raises:
-        FrameError: if the frame cannot be used.
+        DatasetError: if the frame cannot be used.
         OSError: if it cannot be read.
     """
     frame = source.load(item)
     if frame.depth.shape != frame.image.shape[:2]:
         height, width = frame.image.shape[:2]
-        raise FrameError(
+        raise DatasetError(
             f"picture of {height}x{width}, depth of {'x'.join(map(str, frame.depth.shape))}; expected one size"
         )
     train = item.split == "train"
@@ -72,7 +74,7 @@ def encode(source: Source, item: Item, size: tuple[int, int] | None) -> Sample:
     if not valid:
         problem = "no valid depth: none from {:g} to {:g} m".format(*source.depth_range)
         hint = unit_problem([median], source.scale, source.depth_range) if known else ""
-        raise FrameError(f"{problem}; {hint}" if hint else problem)
+        raise DatasetError(f"{problem}; {hint}" if hint else problem)
     depth_file = frame.depth_file if known == valid else None
     return Sample(
         item.key,
@@ -106,7 +108,7 @@ def resize_frame(frame: Frame, size: tuple[int, int]) -> Frame:
     The image is antialiased, depth is taken by nearest, and the focal length is scaled.
 
     Raises:
-        FrameError: if more than ``LARGEST_CUT`` of the image would be cut off.
+        DatasetError: if more than ``LARGEST_CUT`` of the image would be cut off.
     """
     shape = (frame.image.shape[0], frame.image.shape[1])
     if shape == size:
@@ -115,7 +117,7 @@ def resize_frame(frame: Frame, size: tuple[int, int]) -> Frame:
     cut = 1 - min(old_aspect / new_aspect, new_aspect / old_aspect)
     if cut > LARGEST_CUT:
         height = math.sqrt(size[0] * size[1] * old_aspect)
-        raise FrameError(
+        raise DatasetError(
             f"--size {size[0]}x{size[1]} cuts {cut:.0%} off a picture of {shape[0]}x{shape[1]}; "
             f"--size {height:.0f}x{height / old_aspect:.0f} keeps it whole"
         )

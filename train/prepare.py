@@ -36,7 +36,7 @@ from train.check import problems, write_sheet
 from train.encoding import Sample, encode, unit_problem
 from train.log import ignore_interrupt
 from train.shards import ShardWriter, write_dataset
-from train.sources.base import SPLITS, FrameError, Item, Source
+from train.sources.base import SPLITS, Item, Source
 from train.sources.nyu_h5 import NyuH5
 from train.sources.nyu_labelled import NyuLabelled
 from train.sources.nyu_lists import Nyu50k, NyuSync
@@ -65,7 +65,7 @@ class Samples(Dataset[Sample | str]):
         item = self.items[index]
         try:
             return encode(self.source, item, self.size)
-        except (FrameError, OSError) as error:
+        except (DatasetError, OSError) as error:
             return f"{item.split} sample {item.key!r}: {error}"
 
 
@@ -95,6 +95,8 @@ def prepare(
             is wrong.
         OSError: if the disk is full or a worker process died.
     """
+    if workers < 1 or samples_per_shard < 1 or not 0 <= max_bad < 1:
+        raise DatasetError("expected --workers and --samples-per-shard of 1 or more, and 0 <= --max-bad < 1")
     out = Path(os.path.abspath(out))
     partial = out.with_name(out.name + ".part")
     for folder, mark in ((out, "dataset.json"), (partial, PROGRESS)):
@@ -269,20 +271,6 @@ def check_items(items: Sequence[Item], name: str) -> None:
         raise DatasetError(f"the source {name} has no train frames")
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a fraction from 0 to less than 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
 def add_source(parser: argparse.ArgumentParser, source: type[Source]) -> None:
     """Add an argument for each field of a source, and those that all sources have."""
     for field in dataclasses.fields(source):
@@ -298,11 +286,11 @@ def add_source(parser: argparse.ArgumentParser, source: type[Source]) -> None:
     if not any(field.name == "size" for field in dataclasses.fields(source)):
         parser.add_argument("--size", type=parse_size, metavar="HxW", help="of train frames (default: keep)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="number of processes")
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="number of processes")
     parser.add_argument(
-        "--max-bad", type=_fraction, default=0.01, metavar="X", help="fraction of frames that may be skipped"
+        "--max-bad", type=float, default=0.01, metavar="X", help="fraction of frames that may be skipped"
     )
-    parser.add_argument("--samples-per-shard", type=_positive, default=SAMPLES_PER_SHARD, metavar="N")
+    parser.add_argument("--samples-per-shard", type=int, default=SAMPLES_PER_SHARD, metavar="N")
     parser.add_argument("--overwrite", action="store_true", help="replace the data set in DIR")
 
 
@@ -317,7 +305,7 @@ def parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check a data set: one line a problem, exit code 2")
     verify.add_argument("path", type=Path, metavar="DIR")
     verify.add_argument("--full", action="store_true", help="decode every sample")
-    verify.add_argument("--workers", type=_positive, default=cores(), metavar="N", help="number of processes")
+    verify.add_argument("--workers", type=int, default=cores(), metavar="N", help="number of processes")
     return main
 
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from depthzoo.errors import DatasetError, one_line
 from depthzoo.files import atomic_write, sha256_of
 from train.augment import Batch, as_tensors
+from train.codec import decode
 from train.distributed import World
 from train.order import permutation, sample_draws
-from train.shards import decode, depth_facts, parse_dataset, split_shards
+from train.shards import depth_facts, parse_dataset, split_shards
 
 # Encoded samples among which the next one is drawn, and batches kept for the BatchNorm statistics of averaged weights.
 SHUFFLE, RECENT = 1024, 32

@@ -23,9 +23,9 @@ from depthzoo.models import create_model
 from train.arguments import command
 from train.cards import commit
 from train.config import load_recipe
-from train.data import Sources
 from train.evaluation import default_protocol, predict_frames, protocol_for, scale_by_medians, torch_predict
-from train.loop import Run, RunOptions
+from train.records import load
+from train.reproduction.__main__ import train
 from train.shards import ShardDataset
 
 RECIPES = Path(__file__).with_name("recipes") / "trials"
@@ -78,19 +78,10 @@ def run_row(row: str, data: Path, seed: int, args: argparse.Namespace) -> dict[s
     config = load_recipe(
         RECIPES / f"{row}.toml", seed=seed, init=str(args.init) if args.init else None, steps=args.steps
     )
-    out = args.runs / f"{row}-{data.name}-seed{seed}"
-    resume = (out / "checkpoint.safetensors").exists()
-    run = Run(config, Sources(data), out, RunOptions(resume=resume))
-    if run.train()["step"] < run.last_step:
-        raise KeyboardInterrupt
-    metrics = measure(out / "last.safetensors", config.model, ShardDataset(data, "val"), config.size)
-    settings = {"steps": run.steps, "images": run.steps * config.batch_size, "size": list(config.size)}
+    weights = train(config, data, args.runs / f"{row}-{data.name}-seed{seed}", torch.device("cpu"))
+    metrics = measure(weights, config.model, ShardDataset(data, "val"), config.size)
+    settings = {"steps": config.steps, "images": config.steps * config.batch_size, "size": list(config.size)}
     return {"row": row, "fold": data.name, "seed": seed, **settings, **metrics, "commit": commit()}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -136,9 +127,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     if args.command == "table":
-        print(table(read(args.results)))
+        print(table(load(args.results)))
         return 0
-    done = {(line["row"], line["fold"], line["seed"]) for line in read(args.results)}
+    done = {(line["row"], line["fold"], line["seed"]) for line in load(args.results)}
     # Seed by seed and fold by fold, so that an unfinished comparison is still one of pairs.
     for seed in args.seeds:
         for data in args.data:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from train.check import problems
+from train.codec import encode_depth, encode_image
 from train.prepare import prepare
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
+from train.shards import ShardDataset, ShardWriter, write_dataset
 from train.sources.rooms import Rooms
 
 Run = Callable[..., int]

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from depthzoo.errors import DatasetError
+from train.codec import encode_depth, encode_image
 from train.config import TrainConfig
 from train.data import ShuffledFrames, Sources, TrainData
 from train.distributed import World
 from train.frames import Frames, decode_frames
 from train.order import sample_draws
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -194,8 +195,8 @@ def other_size(folder: Path, split: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "split", "says"),
     [
-        (corrupt, "train", "sample 'room-.*' cannot be decoded: not a picture"),
-        (corrupt, "val", "sample 'room-.*' cannot be decoded: not a picture"),
+        (corrupt, "train", "sample 'room-.*': cannot be decoded: not a picture"),
+        (corrupt, "val", "sample 'room-.*': cannot be decoded: not a picture"),
         (other_size, "train", "is 32x64, others 48x64; prepare the data with --size"),
     ],
 )

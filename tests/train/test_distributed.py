@@ -16,7 +16,8 @@ from torch import Tensor
 from depthzoo.models import create_model
 from depthzoo.weights import read_metadata
 from train.checkpoint import load_checkpoint, same
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
+from train.codec import encode_depth, encode_image
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 pytestmark = pytest.mark.slow
 STEPS, BATCH = 16, 4

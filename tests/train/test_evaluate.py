@@ -14,10 +14,11 @@ from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.metrics import METRICS, EvalProtocol
 from train.arguments import command
+from train.codec import encode_depth, encode_image
 from train.evaluate import parser, run
 from train.evaluation import ErrorByDistance, evaluate, evaluate_sizes, predict_frames, ranked, torch_predict
 from train.published_results import is_nyu_test, results_table
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, write_dataset
+from train.shards import ShardDataset, ShardWriter, write_dataset
 
 
 def launch(model: object, data: Path, *flags: object) -> int:
@@ -295,7 +296,7 @@ def test_a_frame_that_cannot_be_decoded_is_named(grey_set: Path) -> None:
         file.seek(rows[2][2])
         file.write(b"no picture")
     predict = torch_predict(Grey(), torch.device("cpu"))
-    with pytest.raises(DatasetError, match="'grey2' cannot be decoded"):
+    with pytest.raises(DatasetError, match="'grey2': cannot be decoded"):
         evaluate(predict, ShardDataset(grey_set, "val"), (64, 96), "full")
 
 

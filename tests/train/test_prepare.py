@@ -19,7 +19,7 @@ from train import prepare as module
 from train.encoding import resize_frame, unit_problem
 from train.prepare import PROGRESS, prepare
 from train.shards import ShardDataset, ShardWriter
-from train.sources.base import Frame, FrameError, Item, Source
+from train.sources.base import Frame, Item, Source
 from train.sources.nyu_labelled import official_split
 from train.sources.pairs import Pairs
 
@@ -114,7 +114,7 @@ def test_a_size_that_cuts_much_off_is_refused_with_one_that_does_not(
     shape: tuple[int, int], size: tuple[int, int], whole: tuple[int, int]
 ) -> None:
     large = frame(np.zeros((*shape, 3), np.uint8), np.ones(shape))
-    with pytest.raises(FrameError, match=f"--size {whole[0]}x{whole[1]} keeps it whole$"):
+    with pytest.raises(DatasetError, match=f"--size {whole[0]}x{whole[1]} keeps it whole$"):
         resize_frame(large, size)
     assert resize_frame(large, whole).image.shape[:2] == whole
 
@@ -156,7 +156,7 @@ class Odd(Source):
         if self.die and item.where == self.count - 1:
             os._exit(9)
         if item.where in self.bad:
-            raise FrameError("scratched")
+            raise DatasetError("scratched")
         image = np.zeros((32, 32, 3), np.uint8)
         return Frame(image, np.full((32, 32), self.metres), 100.0 + self.focal * item.where)
 

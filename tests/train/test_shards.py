@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from depthzoo.errors import DatasetError
-from train import shards as codec
-from train.shards import ShardDataset, ShardWriter, encode_depth, encode_image, read_dataset, write_dataset
+from train import codec
+from train.codec import encode_depth, encode_image
+from train.shards import ShardDataset, ShardWriter, read_dataset, write_dataset
 
 COUNT = 5
 
@@ -270,11 +271,11 @@ def test_index_of_other_samples_pairs_no_picture_with_wrong_depth(folder: Path) 
 @pytest.mark.parametrize(
     ("image", "depth", "match"),
     [
-        (None, png(np.ones((6, 8), np.uint8)), "depth of sample 'bad' is not a 16-bit PNG but mode L"),
-        (None, png(np.ones((6, 8, 3), np.uint8)), "not a 16-bit PNG but mode RGB"),
-        (None, png(np.ones((8, 6), np.uint16)), "an image of 6x8 and depth of 8x6"),
-        (b"no picture", None, "sample 'bad' cannot be decoded"),
-        (None, b"", "sample 'bad' cannot be decoded"),
+        (None, png(np.ones((6, 8), np.uint8)), "sample 'bad': depth is not a 16-bit PNG"),
+        (None, png(np.ones((6, 8, 3), np.uint8)), "sample 'bad': depth of mode RGB"),
+        (None, png(np.ones((8, 6), np.uint16)), r"image of \(6, 8\) and depth of \(8, 6\)"),
+        (b"no picture", None, "sample 'bad': cannot be decoded"),
+        (None, b"", "sample 'bad': cannot be decoded"),
     ],
     ids=["8 bit", "RGB", "other size", "no picture", "no depth"],
 )
@@ -311,7 +312,9 @@ def test_sixteen_bits_as_older_pillows_open_them(folder: Path, monkeypatch: pyte
 
     def older(file: Any) -> Image.Image:
         image = real(file)
-        return image.convert("I") if image.mode == "I;16" else image
+        older = image.convert("I") if image.mode == "I;16" else image
+        older.format = image.format
+        return older
 
     expected = ShardDataset(folder, "train")[1][1]
     monkeypatch.setattr(codec.Image, "open", older)

@@ -128,46 +128,38 @@ class TestNyu50k:
         assert (train[0][1] == 2000).all() and train.focal_px == pytest.approx(518.86 * 48 / 464)
 
     @pytest.mark.parametrize(
-        ("how", "says"),
+        ("damage", "says"),
         [
-            ("truncated", "not a zip file, or truncated"),
-            ("damaged member", "study_0003_out/2.jpg"),
-            ("no list", "has no data/nyu2_train.csv"),
-            ("empty list", "nyu2_test.csv is empty: no test frames"),
-            ("columns", "row 13: 1 columns; expected picture,depth"),
-            ("missing file", "study_0003_out/2.jpg"),
-            ("16-bit train", "depth of 16 bits; expected 8 bits of train frames"),
-            ("gone", "no such file or folder; expected nyu_data.zip"),
+            (lambda f: (f / "data/nyu2_train.csv").unlink(), "has no data/nyu2_train.csv"),
+            (lambda f: (f / "data/nyu2_test.csv").write_text(""), "nyu2_test.csv is empty: no test frames"),
+            (
+                lambda f: (f / "data/nyu2_train.csv").write_text("data/a.jpg\n"),
+                "row 1: 1 columns; expected picture,depth",
+            ),
+            (lambda f: (f / "data/nyu2_train/study_0003_out/2.jpg").unlink(), "study_0003_out/2.jpg"),
+            (lambda f: f.rename(f.with_name("moved")), "no such file or folder; expected nyu_data.zip"),
         ],
     )
-    def test_refusals(
-        self, folder: Path, refused: Callable[..., None], picture_bytes: Encode, how: str, says: str
+    def test_folders_that_are_refused(
+        self, folder: Path, refused: Callable[..., None], damage: Callable[[Path], object], says: str
     ) -> None:
-        train, path = folder / "data/nyu2_train.csv", folder
-        if how == "truncated":
-            path = self.pack(folder)
-            path.write_bytes(path.read_bytes()[:-200])
-        elif how == "damaged member":
-            path = self.pack(folder)
-            with zipfile.ZipFile(path) as archive:
-                at = archive.getinfo("data/nyu2_train/study_0003_out/2.jpg").header_offset + 120
-            content = bytearray(path.read_bytes())
-            content[at : at + 40] = bytes(40)
-            path.write_bytes(content)
-        elif how == "no list":
-            train.unlink()
-        elif how == "empty list":
-            (folder / "data/nyu2_test.csv").write_text("")
-        elif how == "columns":
-            train.write_text(train.read_text() + "data/a.jpg\n")
-        elif how == "missing file":
-            (folder / "data/nyu2_train/study_0003_out/2.jpg").unlink()
-        elif how == "16-bit train":
-            depth = folder / "data/nyu2_train/study_0003_out/2.png"
-            depth.write_bytes(picture_bytes(np.full(SIZE, 2000, np.uint16)))
-        else:
-            path = folder / "gone"
-        refused(says, "nyu-50k", path)
+        damage(folder)
+        refused(says, "nyu-50k", folder)
+
+    def test_files_that_are_refused(
+        self, folder: Path, refused: Callable[..., None], picture_bytes: Encode
+    ) -> None:
+        path = self.pack(folder)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-200])
+        refused("not a zip file, or truncated", "nyu-50k", path)
+        with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+            at = archive.getinfo("data/nyu2_train/study_0003_out/2.jpg").header_offset + 120
+        path.write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
+        refused("study_0003_out/2.jpg", "nyu-50k", path)
+        depth = folder / "data/nyu2_train/study_0003_out/2.png"
+        depth.write_bytes(picture_bytes(np.full(SIZE, 2000, np.uint16)))
+        refused("depth of 16 bits; expected 8 bits of train frames", "nyu-50k", folder)
 
 
 class TestNyuH5:
@@ -310,42 +302,33 @@ class TestNyuSync:
         assert "no test split" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("how", "says"),
+        ("text", "says"),
         [
-            ("no list", "give --train-list FILE"),
-            ("empty", "is empty: no train frames"),
-            ("columns", "line 2: 'a.jpg b.png'; expected: rgb depth focal"),
-            ("focal", "line 2: 'a.jpg b.png far'; expected: rgb depth focal"),
-            ("missing", "/attic/rgb_1.jpg is not in"),
-            ("8 bit", "no 16-bit PNG"),
-            ("binary", "not a text file"),
-            ("gone", "no such folder"),
+            ("\n", "is empty: no train frames"),
+            ("a b 1\na.jpg b.png\n", "line 2: 'a.jpg b.png'; expected: rgb depth focal"),
+            ("a.jpg b.png far\n", "line 1: 'a.jpg b.png far'; expected: rgb depth focal"),
+            ("/attic/1.jpg /attic/1.png 518.8579\n" * 2, "two train frames have the key 'attic-1'"),
+            ("/attic/1.jpg /attic/1.png 1\n/attic/2.jpg /attic/2.png 1\n", "/attic/1.jpg is not in"),
+            (b"\xff\xfe\x00", "not a text file"),
+            (None, "give --train-list FILE"),
         ],
     )
-    def test_refusals(
-        self, folder: Path, refused: Callable[..., None], picture_bytes: Encode, how: str, says: str
+    def test_lists_that_are_refused(
+        self, folder: Path, refused: Callable[..., None], text: str | bytes | None, says: str
     ) -> None:
         path = folder / LISTS["train"]
-        text = path.read_text()
-        first = text.splitlines()[0] + "\n"
-        if how == "no list":
-            path.unlink()
-        elif how == "8 bit":
-            depth = folder / "sync/office_0001/sync_depth_00000.png"
-            depth.write_bytes(picture_bytes(np.full(SIZE, 9, np.uint8)))
-        elif how == "binary":
-            path.write_bytes(b"\xff\xfe\x00")
-        elif how == "gone":
-            folder = folder / "gone"
-        else:
-            new = {
-                "empty": "\n",
-                "columns": first + "a.jpg b.png\n",
-                "focal": first + "a.jpg b.png far\n",
-                "missing": text + "/attic/rgb_1.jpg /attic/sync_depth_1.png 518.8579\n",
-            }
-            path.write_text(new[how])
+        path.unlink()
+        if text is not None:
+            path.write_bytes(text.encode() if isinstance(text, str) else text)
         refused(says, "nyu-sync", folder)
+
+    def test_depth_of_8_bits_and_no_folder(
+        self, folder: Path, refused: Callable[..., None], picture_bytes: Encode
+    ) -> None:
+        depth = folder / "sync/office_0001/sync_depth_00000.png"
+        depth.write_bytes(picture_bytes(np.full(SIZE, 9, np.uint8)))
+        refused("no 16-bit PNG", "nyu-sync", folder)
+        refused("no such folder", "nyu-sync", folder / "gone")
 
 
 class TestPairs:

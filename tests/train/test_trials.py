@@ -10,6 +10,7 @@ from torch import nn
 from train import trials
 from train.arguments import command
 from train.config import load_recipe
+from train.records import load
 from train.shards import ShardDataset
 
 
@@ -85,11 +86,11 @@ def test_a_row_is_trained_measured_and_not_repeated(rooms_set: Path, tmp_path: P
     arguments += ["--seeds", "0", "--steps", "2", "--results", str(results)]
     for _ in range(2):
         assert command(trials.parser(), trials.run, arguments) == 0
-    (row,) = trials.read(results)
+    (row,) = load(results)
     assert (row["row"], row["fold"], row["seed"], row["images"]) == ("today", "rooms", 0, 32)
     assert 0 < row["abs_rel"] < 5 and row == json.loads(results.read_text())
 
 
 def test_the_documentation_has_the_table_of_the_results() -> None:
     text = (trials.RECIPES.parent / "README.md").read_text(encoding="utf-8")
-    assert trials.table(trials.read(trials.RESULTS)) in text
+    assert trials.table(load(trials.RESULTS)) in text

@@ -1,9 +1,7 @@
-"""What a source is, and what several sources share: decoding files and holding out whole scenes."""
+"""What a source is, and how several sources hold out whole scenes."""
 
 import dataclasses
 import hashlib
-import io
-import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -12,16 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from depthzoo.errors import DatasetError
-from train.shards import DEFAULT_RANGE, MILLIMETRE
+from train.codec import MILLIMETRE
+from train.shards import DEFAULT_RANGE
 
 SPLITS = ("train", "val", "test")
-
-
-class FrameError(ValueError):
-    """One frame that cannot be used; the others may be fine. Names the file and the problem."""
 
 
 class Item(NamedTuple):
@@ -105,7 +99,7 @@ class Source(ABC):
         """Read and decode a frame.
 
         Raises:
-            FrameError: if it cannot be used.
+            DatasetError: naming a frame that cannot be used; the others may be fine.
             OSError: if it cannot be read.
         """
 
@@ -161,50 +155,3 @@ def hold_out(items: Sequence[Item], scenes: Sequence[str], **fractions: float) -
 def sample_key(path: str) -> str:
     """Return the sample key for a relative path without suffix."""
     return path.strip("/").replace("\\", "/").replace("/", "-").replace(".", "_")
-
-
-def decode_image(content: bytes, name: str) -> tuple[np.ndarray, tuple[str, bytes] | None]:
-    """Decode an image as stored: without EXIF rotation, because depth has none.
-
-    Returns:
-        uint8 RGB (H, W, 3), and ("jpg" or "png", content) if a shard can hold these bytes.
-
-    Raises:
-        FrameError: if it cannot be decoded.
-    """
-    image = _open(content, name)
-    file = None
-    if image.mode == "RGB" and image.format in ("JPEG", "PNG"):
-        file = ("jpg" if image.format == "JPEG" else "png", content)
-    return np.asarray(image.convert("RGB")), file
-
-
-def decode_steps(content: bytes, name: str) -> tuple[np.ndarray, bool]:
-    """Decode a one-channel depth map in the file's own units.
-
-    Returns:
-        (H, W) uint8, uint16, int32 or float32, and whether the file is a 16-bit PNG, which a shard can hold.
-
-    Raises:
-        FrameError: if it cannot be decoded, or has several channels.
-    """
-    image = _open(content, name)
-    wide = image.mode == "I" or image.mode.startswith("I;16")  # Pillow 10.1 opens 16-bit PNGs as mode I
-    if not (wide or image.mode in ("L", "F")):
-        raise FrameError(f"{name}: depth of mode {image.mode}; expected one channel of 8 or 16 bits")
-    steps = np.asarray(image)
-    if image.format == "PNG" and wide:
-        return steps.astype(np.uint16), True
-    return steps, False
-
-
-def _open(content: bytes, name: str) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about broken EXIF: the pixels are what counts
-            image = Image.open(io.BytesIO(content))
-            image.load()
-    except Exception as error:  # Pillow also raises SyntaxError, struct.error and its own
-        reason = "not a picture" if isinstance(error, OSError) and "identify" in str(error) else error
-        raise FrameError(f"{name}: cannot be decoded: {reason}") from None
-    return image

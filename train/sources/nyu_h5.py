@@ -20,7 +20,7 @@ import numpy as np
 
 from depthzoo.errors import DatasetError
 from train.sources import nyu
-from train.sources.base import Frame, FrameError, Item, Source, argument, hold_out, sample_key
+from train.sources.base import Frame, Item, Source, argument, hold_out, sample_key
 
 EXPECTED = "expected folders train/ and val/ of .h5 files, or train-*.tar and val-*.tar"
 Place = tuple[str, int, int]  # file, offset, length
@@ -78,12 +78,12 @@ class NyuH5(Source):
             with h5py.File(io.BytesIO(content), "r") as frame:
                 if missing := [array for array in ("rgb", "depth") if array not in frame]:
                     has = ", ".join(frame) or "none"
-                    raise FrameError(f"{name}: has no array {missing[0]!r}; it has {has}")
+                    raise DatasetError(f"{name}: has no array {missing[0]!r}; it has {has}")
                 rgb, depth = np.asarray(frame["rgb"]), np.asarray(frame["depth"])
         except (OSError, RuntimeError) as error:
-            raise FrameError(f"{name}: not an HDF5 file, or truncated ({error})") from None
+            raise DatasetError(f"{name}: not an HDF5 file, or truncated ({error})") from None
         if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.dtype != np.uint8 or depth.shape != rgb.shape[1:]:
-            raise FrameError(
+            raise DatasetError(
                 f"{name}: rgb {rgb.shape} {rgb.dtype}, depth {depth.shape}; expected (3, H, W) uint8, (H, W)"
             )
         image = np.ascontiguousarray(rgb.transpose(1, 2, 0))

@@ -16,7 +16,7 @@ import numpy as np
 
 from depthzoo.errors import DatasetError
 from train.sources import nyu
-from train.sources.base import SPLITS, Frame, FrameError, Item, Source, argument
+from train.sources.base import SPLITS, Frame, Item, Source, argument
 
 VAL_FRAMES = 95
 ARRAYS = {"filled": "depths", "raw": "rawDepths"}
@@ -93,6 +93,6 @@ class NyuLabelled(Source):
             image = self._file["images"][item.where].transpose(2, 1, 0)
             metres = self._file[ARRAYS[self.depth]][item.where].T
         except OSError as error:
-            raise FrameError(f"{self.path}: frame {item.where}: {error}") from None
+            raise DatasetError(f"{self.path}: frame {item.where}: {error}") from None
         image = np.ascontiguousarray(image)
         return Frame(image, metres, nyu.focal_px(image.shape[1]), inside=nyu.inside(image.shape))

@@ -15,18 +15,9 @@ from typing import Any
 import numpy as np
 
 from depthzoo.errors import DatasetError
+from train.codec import decode_image, decode_steps
 from train.sources import nyu
-from train.sources.base import (
-    Frame,
-    FrameError,
-    Item,
-    Source,
-    argument,
-    decode_image,
-    decode_steps,
-    hold_out,
-    sample_key,
-)
+from train.sources.base import Frame, Item, Source, argument, hold_out, sample_key
 
 
 def make_items(rows: list[tuple[str, str, float | None]], split: str, where: str) -> list[Item]:
@@ -67,7 +58,7 @@ class Nyu50k(Source):
         try:
             return (self.path / name).read_bytes() if self.path.is_dir() else self._archive.read(name)
         except (KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-            raise FrameError(f"{self.path}: {name}: {error}") from None
+            raise DatasetError(f"{self.path}: {name}: {error}") from None
 
     def about(self) -> dict[str, Any]:
         return nyu.about("filled")
@@ -94,7 +85,7 @@ class Nyu50k(Source):
         name = f"{base}nyu2_{split}.csv"
         try:
             lines = list(csv.reader(io.StringIO(self._read(name).decode("utf-8-sig"))))
-        except (FrameError, UnicodeDecodeError) as error:
+        except (DatasetError, UnicodeDecodeError) as error:
             raise DatasetError(f"{self.path}: the list of {split} frames cannot be read: {error}") from None
         rows: list[tuple[str, str, float | None]] = []
         for number, cells in enumerate(filter(None, lines), 1):
@@ -112,7 +103,7 @@ class Nyu50k(Source):
         content = self._read(depth_name)
         steps, wide = decode_steps(content, depth_name)
         if wide != (item.split == "test"):
-            raise FrameError(
+            raise DatasetError(
                 f"{depth_name}: depth of {16 if wide else 8} bits; expected 8 bits of train frames, "
                 "16-bit millimetres of test frames"
             )
@@ -179,7 +170,7 @@ class NyuSync(Source):
         for root in roots:
             if (path := self.path / root / name.lstrip("/")).is_file():
                 return path.read_bytes()
-        raise FrameError(f"{name} is not in {self.path}")
+        raise DatasetError(f"{name} is not in {self.path}")
 
     def load(self, item: Item) -> Frame:
         image_name, depth_name, focal = item.where
@@ -187,6 +178,6 @@ class NyuSync(Source):
         content = self._read(item.split, depth_name)
         steps, wide = decode_steps(content, depth_name)
         if not wide:
-            raise FrameError(f"{depth_name}: depth is no 16-bit PNG; expected millimetres of 16 bits")
+            raise DatasetError(f"{depth_name}: depth is no 16-bit PNG; expected millimetres of 16 bits")
         metres = steps.astype(np.float32) * np.float32(0.001)
         return Frame(image, metres, focal, image_file, content, nyu.inside(image.shape))

@@ -9,20 +9,10 @@ from typing import Any
 import numpy as np
 
 from depthzoo.errors import DatasetError
-from train.shards import DEFAULT_RANGE, LAST_STEP, MILLIMETRE, unit_for
+from train.codec import LAST_STEP, MILLIMETRE, decode_image, decode_steps, unit_for
+from train.shards import DEFAULT_RANGE
 from train.sources import nyu
-from train.sources.base import (
-    SPLITS,
-    Frame,
-    FrameError,
-    Item,
-    Source,
-    argument,
-    decode_image,
-    decode_steps,
-    hold_out,
-    sample_key,
-)
+from train.sources.base import SPLITS, Frame, Item, Source, argument, hold_out, sample_key
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 DEPTHS = (".png", ".npy", ".tif", ".tiff", ".pgm")
@@ -98,9 +88,9 @@ class Pairs(Source):
     def load(self, item: Item) -> Frame:
         path, depth_path = item.where
         if path is None:
-            raise FrameError(f"{depth_path}: {self.images} has no picture of this name")
+            raise DatasetError(f"{depth_path}: {self.images} has no picture of this name")
         if depth_path is None:
-            raise FrameError(f"{path}: {self.depths} has no depth map of this name")
+            raise DatasetError(f"{path}: {self.depths} has no depth map of this name")
         image, image_file = decode_image(path.read_bytes(), str(path))
         content = depth_path.read_bytes()
         read = _array if depth_path.suffix == ".npy" else decode_steps
@@ -134,7 +124,7 @@ def _array(content: bytes, name: str) -> tuple[np.ndarray, bool]:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise FrameError(f"{name}: not a .npy array, or truncated ({error})") from None
+        raise DatasetError(f"{name}: not a .npy array, or truncated ({error})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "uif":
-        raise FrameError(f"{name}: expected a numeric array (H, W)")
+        raise DatasetError(f"{name}: expected a numeric array (H, W)")
     return array, False

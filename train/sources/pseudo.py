@@ -19,9 +19,9 @@ from depthzoo.camera import CANONICAL_FOCAL
 from depthzoo.errors import DatasetError
 from depthzoo.files import sha256_of
 from train.arguments import parse_size
+from train.codec import decode_image, encode_image, unit_for
 from train.pictures import find_pictures, fingerprint
-from train.shards import encode_image, unit_for
-from train.sources.base import Frame, FrameError, Item, Source, argument, decode_image
+from train.sources.base import Frame, Item, Source, argument
 
 JPEG_QUALITY = 95
 
@@ -93,12 +93,8 @@ class Pseudo(Source):
         return [Item("train", _key(number, each.name), each) for number, each in enumerate(pictures)]
 
     def load(self, item: Item) -> Frame:
-        try:
-            picture = item.where.read()
-        except DatasetError as error:
-            raise FrameError(str(error)) from None
         # The teacher sees the pixels that a student will see.
-        _, content = encode_image(centre_crop(picture, self.size), JPEG_QUALITY)
+        _, content = encode_image(centre_crop(item.where.read(), self.size), JPEG_QUALITY)
         image, image_file = decode_image(content, item.key)
         return Frame(image, self._predict(image).depth, CANONICAL_FOCAL * image.shape[1], image_file)
 
