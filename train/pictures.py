@@ -3,17 +3,15 @@
 import hashlib
 import io
 import tarfile
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from depthzoo.errors import DatasetError
-from depthzoo.images import FORMATS, SUFFIXES, load_image
+from depthzoo.images import SUFFIXES, load_image
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,11 @@ class Picture:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
-                content = file.read(self.size)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                Image.init()  # otherwise Pillow knows only some formats
-                known = [name for name in FORMATS if name in Image.OPEN]
-                return load_image(Image.open(io.BytesIO(content), formats=known))
-        except UnidentifiedImageError:
-            raise DatasetError(f"{self}: cannot be read: not a picture in a known format") from None
-        except Exception as error:  # Pillow also raises SyntaxError, struct.error and its own
-            what = " ".join(str(error).split()) or type(error).__name__
-            raise DatasetError(f"{self}: cannot be read: {what}") from None
+                content = io.BytesIO(file.read(self.size))
+            content.name = str(self)  # for errors
+            return load_image(content)
+        except (OSError, ValueError) as error:
+            raise DatasetError(str(error)) from None
 
 
 def find_pictures(sources: Iterable[Path]) -> list[Picture]:

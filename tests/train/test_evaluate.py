@@ -80,6 +80,8 @@ def test_the_command_evaluates_a_file_and_writes_json(
         (["unet_mobilenet"], "did you mean 'unet_mobilenet_v3'"),
         (["nowhere.safetensors"], "nowhere.safetensors"),
         (["unet", "--card", "x", "--split", "val"], "--card states the test split"),
+        (["unet", "--card", "x", "--median-scaling"], "--card states the test split"),
+        ([str(Path(__file__).parent)], "without model.safetensors"),
     ],
 )
 def test_bad_arguments(
@@ -88,11 +90,6 @@ def test_bad_arguments(
     assert command(parser(), run, [*arguments, "--data", str(nyu_set)]) == 2
     error = capsys.readouterr().err
     assert says in error and error.strip().count("\n") == 0
-
-
-def test_a_folder_that_is_no_run(nyu_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(parser(), run, [str(tmp_path), "--data", str(nyu_set)]) == 2
-    assert "without model.safetensors" in capsys.readouterr().err
 
 
 # -- frames whose figures are known: grey pictures, constant truth, and a network that gives 10 m times the grey ------
@@ -184,13 +181,6 @@ def test_onnx_gives_the_same_figures_and_the_worst_frames(
     assert "metrics.worst.png" in printed and "BTS" not in printed  # these are not the frames of the anchors
 
 
-def test_a_size_that_is_asked_for(grey_set: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    model, out = grey_onnx(tmp_path / "grey.onnx"), tmp_path / "metrics.json"
-    assert launch(model, grey_set, "--size", "32x64", "--json", out) == 0
-    assert json.loads(out.read_text())["size"] == [32, 64]
-
-
 def test_an_onnx_file_of_others_and_the_metrics_of_each_frame(grey_set: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model, out, frames = (
@@ -198,10 +188,10 @@ def test_an_onnx_file_of_others_and_the_metrics_of_each_frame(grey_set: Path, tm
         tmp_path / "x.json",
         tmp_path / "x.csv",
     )
-    assert launch(model, grey_set, "--size", "64x96", "--json", out, "--per-frame", frames) == 0
+    assert launch(model, grey_set, "--size", "32x64", "--json", out, "--per-frame", frames) == 0
     report = json.loads(out.read_text())
     check_figures(report["plain"])
-    assert report["model"] == "x"
+    assert report["model"] == "x" and report["size"] == [32, 64]
     rows = list(csv.DictReader(frames.open()))
     assert [row["key"] for row in rows] == ["grey0", "grey1", "grey2", "grey3"]
     assert [float(row["abs_rel"]) for row in rows] == pytest.approx(ABS_RELS, abs=1e-6)

@@ -91,7 +91,7 @@ def test_centre_crop(shape: tuple[int, int], size: tuple[int, int], middle: tupl
     ("pictures_are", "more", "says"),
     [
         ("nowhere", [], "nowhere: no such tar or folder"),
-        ("bad", [], "cannot be read: not a picture in a known format"),
+        ("bad", [], "x.png: not an image in a known format"),
         ("pictures", ["--teacher", "unet_resnet"], "did you mean 'unet_resnet50'"),
         ("pictures", ["--teacher", "nowhere.safetensors"], "nowhere.safetensors"),
         ("pictures", ["--limit", "-1"], "--limit -1"),

@@ -75,7 +75,7 @@ def test_the_other_original_experiments_and_the_improvements_on_them() -> None:
     first, second = recipe("seed_unet_mse"), recipe("seed_unet_combined")
     assert second.epochs == 1 and second.init.endswith("seed_unet_mse/model.safetensors")
     assert second.loss == {"mse": 1.0, "gradient": 1.0, "normal": 1.0} and second.tag == "nyu-combined"
-    aside = {"init", "epochs", "loss", "tag"}
+    aside = {"init", "epochs", "loss", "tag", "validate_every"}
     assert {key for key, value in vars(second).items() if value != getattr(first, key)} == aside
     third = recipe("seed_unet_resnet50")
     assert (third.model, third.encoder_weights) == ("unet_resnet50_heavy", "imagenet")

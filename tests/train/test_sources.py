@@ -307,7 +307,7 @@ class TestNyuSync:
             ("\n", "is empty: no train frames"),
             ("a b 1\na.jpg b.png\n", "line 2: 'a.jpg b.png'; expected: rgb depth focal"),
             ("a.jpg b.png far\n", "line 1: 'a.jpg b.png far'; expected: rgb depth focal"),
-            ("/attic/1.jpg /attic/1.png 518.8579\n" * 2, "two train frames have the key 'attic-1'"),
+            ("/attic/1.jpg /attic/1.png 518.8579\n" * 4, "two train frames have the key 'attic-1'"),
             ("/attic/1.jpg /attic/1.png 1\n/attic/2.jpg /attic/2.png 1\n", "/attic/1.jpg is not in"),
             (b"\xff\xfe\x00", "not a text file"),
             (None, "give --train-list FILE"),
