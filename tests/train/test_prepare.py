@@ -316,7 +316,8 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr("depthzoo.files.os.fsync", full)
     assert run_prepare(*arguments, "--workers", 1) == 2
-    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'set.part' / 'progress.json'}: No space left on device" in error
     assert not (tmp_path / "set").exists()
 
 
