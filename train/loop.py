@@ -172,15 +172,18 @@ class Run:
     def _note_term(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self.terms.setdefault(name, output.detach())
 
+    def device_name(self) -> str:
+        """Return "CPU" or the name of the GPU, after "8 x " for eight processes."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return name if self.world.size == 1 else f"{self.world.size} x {name}"
+
     def banner(self) -> str:
         """Return what is trained, on what, and for how long, in one line."""
         config, parameters = self.config, sum(p.numel() for p in self.model.parameters())
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        processes = f"{self.world.size} x " if self.world.size > 1 else ""
         frames = " + ".join(str(len(split)) for split in self.data.sets)
         passes = self.steps * self.data.counts[0] / len(self.data.sets[0])
         return (
-            f"{self.model.name}, {parameters / 1e6:.2f}M parameters, on {processes}{device} in {self.precision}; "
+            f"{self.model.name}, {parameters / 1e6:.2f}M parameters, on {self.device_name()} in {self.precision}; "
             f"{frames} train and {len(self.data.validation)} validation frames; {self.steps} steps of "
             f"{config.batch_size} images, {passes:.3g} passes"
         )
@@ -352,9 +355,8 @@ class Run:
 
     def card(self) -> dict[str, Any]:
         """Return what is known of the weights before their evaluation."""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         trained_on = {
-            "device": device if self.world.size == 1 else f"{self.world.size} x {device}",
+            "device": self.device_name(),
             "steps": self.state.step,
             "images": self.state.step * self.config.batch_size,
             "precision": self.precision,
