@@ -130,11 +130,11 @@ def prepare(
             print(f"{out}: {text.format(outside, *source.depth_range)}", file=sys.stderr)
         write_dataset(partial, progress["splits"], source.depth_unit, source.depth_range, **about)
         write_sheet(partial, partial / "samples.png")
-    except DatasetError:
-        shutil.rmtree(partial)
-        raise
     except BaseException:
-        print(f"{partial} keeps the finished shards; the same command continues", file=sys.stderr)
+        if progress["splits"]:
+            print(f"{partial} keeps the finished shards; the same command continues", file=sys.stderr)
+        else:
+            shutil.rmtree(partial)
         raise
     old = out.with_name(f".{out.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
@@ -214,12 +214,12 @@ def convert(
         entry["count"] += writer.entry["count"]
         entry["shards"] += writer.entry["shards"]
         if len(medians) >= ENOUGH:
-            check_unit(source, medians, f"the first {split} frames")
+            check_unit(source, medians, f"the first {split} frames", progress)
         progress["splits"][split] = entry
         write_json(folder / PROGRESS, progress)
     if not entry["count"]:
         raise DatasetError(f"no {split} frame can be used: {skipped[-1]}")
-    check_unit(source, medians, f"all {split} frames")
+    check_unit(source, medians, f"all {split} frames", progress)
 
 
 def load(
@@ -240,8 +240,10 @@ def load(
         raise OSError("a worker process died (out of memory?); try fewer --workers") from None
 
 
-def check_unit(source: Source, medians: list[float], what: str) -> None:
+def check_unit(source: Source, medians: list[float], what: str, progress: dict[str, Any]) -> None:
+    """Raise a ``DatasetError`` if depth cannot be in metres; the finished shards are worth nothing then."""
     if problem := unit_problem(medians, source.scale, source.depth_range):
+        progress["splits"].clear()
         raise DatasetError(f"{what}: {problem}")
 
 

@@ -240,7 +240,7 @@ def test_a_source_that_cannot_be_used(
 def test_a_dead_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="a worker process died"):
         prepare(Odd(40, die=True), tmp_path / "set", workers=2)
-    assert not (tmp_path / "set").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_unit_is_judged_in_every_split(
@@ -250,6 +250,7 @@ def test_the_unit_is_judged_in_every_split(
         path.write_bytes(picture_bytes(np.full((32, 48), 250, np.uint16)))
     with pytest.raises(DatasetError, match=r"^all val frames: median depth 0\.25 .* scale is 0\.01"):
         prepare(Pairs(*folders, 0.001), tmp_path / "set")
+    assert not (tmp_path / "set.part").exists(), "what was written is of a wrong unit"
 
 
 def test_a_finished_set_is_replaced_only_on_request(
@@ -297,7 +298,7 @@ def test_an_interrupted_conversion_goes_on_with_its_last_shard(
     assert "set.part keeps the finished shards; the same command continues" in capsys.readouterr().err
     kept = content(tmp_path / "set.part")
     assert {"train-000000.tar", "train-000001.tar", PROGRESS} <= kept.keys() and "dataset.json" not in kept
-    with pytest.raises(DatasetError, match=r"is unfinished and had another count; --overwrite drops it"):
+    with pytest.raises(DatasetError, match="is unfinished and had another count; --overwrite drops it"):
         prepare(Odd(13), tmp_path / "set", samples_per_shard=3)
     fail_at = {5: AssertionError("a finished frame is not made again")}
     assert prepare(Odd(12), tmp_path / "set", samples_per_shard=3) == {"train": 12}
@@ -306,6 +307,16 @@ def test_an_interrupted_conversion_goes_on_with_its_last_shard(
     prepare(Odd(12), tmp_path / "fresh", samples_per_shard=3)
     assert content(tmp_path / "set") == content(tmp_path / "fresh")
     assert not (tmp_path / "set.part").exists()
+
+
+def test_too_many_bad_frames_leave_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Odd(12, (7,))
+    with pytest.raises(DatasetError, match=r"1 frames cannot be used, --max-bad allows 0"):
+        prepare(source, tmp_path / "set", samples_per_shard=3)
+    assert prepare(source, tmp_path / "set", samples_per_shard=3, max_bad=0.1) == {"train": 11}
+    assert "has 6 frames of an interrupted conversion; continuing" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(

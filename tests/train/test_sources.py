@@ -29,13 +29,13 @@ LISTS = {split: f"nyudepthv2_{split}_files_with_gt.txt" for split in ("train", "
 
 @pytest.fixture
 def refused(tmp_path: Path, run_prepare: Run, capsys: Any) -> Callable[..., None]:
-    """Check that a command ends with exit code 2 and one line, and leaves nothing."""
+    """Check that a command ends with exit code 2 and one line, and makes no data set."""
 
     def check(says: str, *arguments: object) -> None:
         assert run_prepare(*arguments, "--out", tmp_path / "set", "--workers", 1) == 2
         error = capsys.readouterr().err
         assert says in error.splitlines()[-1] and "Traceback" not in error
-        assert not (tmp_path / "set").exists() and not (tmp_path / "set.part").exists()
+        assert not (tmp_path / "set").exists()
 
     return check
 
