@@ -109,6 +109,8 @@ def check(args: argparse.Namespace, dataset: ShardDataset) -> None:
         raise ValueError(f"--card stores weights, which {args.model} does not hold; give the .safetensors")
     if holds_predictions(args.model) and (args.flip or args.sizes or args.size):
         raise ValueError("--flip, --size and --sizes need a network; a folder of predictions has none")
+    if args.median_scaling and (args.worst or args.sizes):
+        raise ValueError("--worst and --sizes show predictions as they are; drop --median-scaling")
     if args.worst < 0:
         raise ValueError(f"--worst must be 0 or more, not {args.worst}")
     stored = dataset.info["splits"][args.split].get("size")
@@ -173,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
         "depth_range": [near, far],
         "truth": truth,
         "size": size and list(size),
+        "median_scaling": args.median_scaling,
     }
     work = size or (480, 640)  # without a network it has no effect
     for flip in (False, True) if args.card else (args.flip,):

@@ -232,6 +232,7 @@ def test_frames_of_several_sizes(tmp_path: Path) -> None:
     [
         (["{onnx}", "--protocol", "eigen"], "use --protocol full"),
         (["{onnx}", "--worst", "-1"], "--worst must be 0 or more"),
+        (["{onnx}", "--worst", "1", "--median-scaling"], "drop --median-scaling"),
         (["{fixed}", "--size", "64x64"], "takes (32, 96) only, not (64, 64)"),
         (
             ["{grey}"],
