@@ -8,7 +8,8 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from depthzoo import weights as zoo_weights
 from depthzoo.errors import WeightsError, one_line, suggest
-from depthzoo.models.base import DepthHead, DepthModel, Head
+from depthzoo.models.base import DepthModel
+from depthzoo.models.layers import DepthHead, Head
 
 Weights: TypeAlias = str | os.PathLike[str] | None  # "DEFAULT", a tag, a path, or None
 Builder = TypeVar("Builder", bound=Callable[..., Any])

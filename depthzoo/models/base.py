@@ -4,20 +4,15 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depthzoo.models.layers import Decoder, Upsample2x, match_size
+from depthzoo.models.layers import NYU_LOG_MEAN_DEPTH, Decoder, DepthHead, Head, Upsample2x, match_size
 from depthzoo.weights import save_weights
 
-Head: TypeAlias = Literal["sigmoid", "linear"]
-
 MIN_SIZE = 32
-# exp(mean(ln d)) over the valid pixels of the 795 NYU Depth V2 train frames, in metres.
-NYU_LOG_MEAN_DEPTH = 2.54
 # Trained weights lose accuracy beyond this factor in pixels from their working size.
 SIZE_FACTOR = 1.6
 # A size counts as good if its AbsRel is within this factor of the best size's.
@@ -50,68 +45,6 @@ class Encoder(nn.Module):
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
     body: Any
-
-
-class DepthHead(nn.Module):
-    """The last convolution and the range of depth, in float32 even under autocast.
-
-    Args:
-        in_channels: channels of the features.
-        kernel: size of the convolution.
-        activation: "sigmoid" gives ``min_depth + (max_depth - min_depth) * sigmoid(x)``; "linear" gives x, which may
-            leave the range and become negative.
-        min_depth, max_depth: range in metres.
-        mean_depth: prediction of a fresh head, in metres; by default the log-mean depth of NYU Depth V2.
-        out_channels: channels of the prediction.
-
-    Shape: features (N, in_channels, H, W) to logits, and logits to depth, (N, out_channels, H, W).
-
-    Raises:
-        ValueError: for another activation, less than one channel, or unless 0 < min_depth < mean_depth < max_depth.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        kernel: int = 1,
-        activation: Head = "sigmoid",
-        min_depth: float = 0.001,
-        max_depth: float = 10.0,
-        mean_depth: float = NYU_LOG_MEAN_DEPTH,
-        out_channels: int = 1,
-    ) -> None:
-        super().__init__()
-        if activation not in ("sigmoid", "linear"):
-            raise ValueError(f"head must be 'sigmoid' or 'linear', not {activation!r}")
-        if not 0 < min_depth < mean_depth < max_depth:
-            raise ValueError(
-                f"depths must be 0 < min_depth < mean_depth < max_depth, not {min_depth}, {mean_depth}, {max_depth}"
-            )
-        if not isinstance(out_channels, int) or out_channels < 1:
-            raise ValueError(f"out_channels must be a whole number of 1 or more, not {out_channels!r}")
-        self.activation, self.min_depth, self.max_depth = activation, float(min_depth), float(max_depth)
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
-        # Small weights: the first predictions are the bias, and the gradient still reaches the body.
-        nn.init.normal_(self.conv.weight, std=0.01)
-        fraction = (mean_depth - min_depth) / (max_depth - min_depth)
-        bias = math.log(fraction / (1 - fraction)) if activation == "sigmoid" else mean_depth
-        nn.init.constant_(self.conv.bias, bias)  # type: ignore[arg-type]
-
-    def renewed(self, head: Head, **options: Any) -> "DepthHead":
-        """Return a fresh head for the same features, with the same dtype, device and mode."""
-        fresh = DepthHead(self.conv.in_channels, self.conv.kernel_size[0], head, **options)
-        return fresh.to(self.conv.weight).train(self.training)
-
-    def logits(self, features: Tensor) -> Tensor:
-        # Autocast does not know the meta device.
-        with torch.autocast("cpu" if features.is_meta else features.device.type, enabled=False):
-            weight, bias = self.conv.weight.float(), self.conv.bias.float()  # type: ignore[union-attr]
-            return F.conv2d(features.float(), weight, bias, padding=self.conv.padding)  # type: ignore[arg-type]
-
-    def depth(self, logits: Tensor) -> Tensor:
-        if self.activation == "linear":
-            return logits
-        return self.min_depth + (self.max_depth - self.min_depth) * torch.sigmoid(logits)
 
 
 class DepthModel(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, vgg16_bn
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head
-from depthzoo.models.layers import Upsample2x, match_size
+from depthzoo.models.base import DepthModel, Encoder
+from depthzoo.models.layers import DepthHead, Head, Upsample2x, match_size
 
 IMAGENET = VGG16_BN_Weights.IMAGENET1K_V1
 

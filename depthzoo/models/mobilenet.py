@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Large_Weights, mobilenet_v3_large
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head, UNet
-from depthzoo.models.layers import Decoder, separable_conv
+from depthzoo.models.base import DepthModel, Encoder, UNet
+from depthzoo.models.layers import Decoder, DepthHead, Head, separable_conv
 
 IMAGENET = MobileNet_V3_Large_Weights.IMAGENET1K_V2
 

@@ -7,8 +7,16 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights, resnet50
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head, UNet
-from depthzoo.models.layers import Decoder, conv_bn_relu, conv_transpose, double_conv, pointwise
+from depthzoo.models.base import DepthModel, Encoder, UNet
+from depthzoo.models.layers import (
+    Decoder,
+    DepthHead,
+    Head,
+    conv_bn_relu,
+    conv_transpose,
+    double_conv,
+    pointwise,
+)
 
 IMAGENET = ResNet50_Weights.IMAGENET1K_V2
 

@@ -6,8 +6,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from depthzoo.models._api import Weights, build_model, register_model
-from depthzoo.models.base import DepthHead, DepthModel, Encoder, Head, UNet
-from depthzoo.models.layers import Decoder, Upsample2x, conv_transpose, double_conv, pointwise
+from depthzoo.models.base import DepthModel, Encoder, UNet
+from depthzoo.models.layers import (
+    Decoder,
+    DepthHead,
+    Head,
+    Upsample2x,
+    conv_transpose,
+    double_conv,
+    pointwise,
+)
 
 
 class UNetEncoder(Encoder):

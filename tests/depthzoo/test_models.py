@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import depthzoo
 from depthzoo import losses, weights
 from depthzoo.models import _api, get_builder
-from depthzoo.models.base import DepthHead, DepthModel
+from depthzoo.models.base import DepthModel
+from depthzoo.models.layers import DepthHead
 
 # Counted by hand or published; exact where a design is.
 PARAMETERS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depthzoo.models import DepthModel
-from depthzoo.models.base import DepthHead
+from depthzoo.models.layers import DepthHead
 from export import to_onnx
 from export.graph import trace
 from export.parity import Parity
