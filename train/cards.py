@@ -172,8 +172,7 @@ def limits(card: dict[str, Any]) -> list[str]:
         *(["Rooms: nothing was learnt or measured outdoors."] if _only_rooms(card) else []),
         f"One camera, {camera['name']}: {camera['focal_px']:g} pixels of focal length at {camera['at_width']} wide. "
         "For another give its focal length, or multiply depth by f / (0.8107 * width), f its focal length in pixels.",
-        f"Nothing was learnt nearer than {near:g} {unit} or beyond {far:g} {unit}; see failures for what near and far "
-        "depth is worth.",
+        f"Nothing was learnt nearer than {near:g} {unit} or beyond {far:g} {unit}.",
         f"Terms of the training data: {card['terms']}",
     ]
 

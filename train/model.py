@@ -16,7 +16,7 @@ from depthzoo.camera import depth_scale
 from depthzoo.models import DepthModel, create_model
 from depthzoo.models.dispnet import VGG16Encoder
 from depthzoo.models.layers import Upsample2x
-from depthzoo.weights import load_into
+from depthzoo.weights import load_into, read_metadata
 from train.cards import find_any
 from train.config import TrainConfig
 from train.shards import DEFAULT_RANGE, depth_facts
@@ -24,6 +24,8 @@ from train.shards import DEFAULT_RANGE, depth_facts
 
 def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> DepthModel:
     """Build a new model, with the weights of ``init`` or ``encoder_weights`` if given.
+
+    If the weights of ``init`` are for another range or kind of head, the head is a new one.
 
     Args:
         config: of the run.
@@ -43,8 +45,18 @@ def build_model(config: TrainConfig, info: dict[str, Any] | None = None) -> Dept
     except TypeError as error:
         raise ValueError(f"model_options of {config.model}: {error}") from None
     if config.init:
-        load_into(model, find_any(config.init))
+        path = find_any(config.init)
+        load_into(model, path)
+        trained = read_metadata(path).get("arguments")
+        if trained is not None and head_of(trained) != head_of(model.arguments):
+            model.reset_head()  # the weights of a head mean nothing in another range
     return model
+
+
+def head_of(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Return activation and range of the head that a builder makes with these arguments."""
+    defaults = {"head": "sigmoid", "min_depth": DEFAULT_RANGE[0], "max_depth": DEFAULT_RANGE[1]}
+    return tuple((defaults | arguments)[key] for key in defaults)
 
 
 def head_bounds(info: dict[str, Any]) -> dict[str, float]:

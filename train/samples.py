@@ -1,4 +1,4 @@
-"""Validation frames to look at: image | target | prediction | error."""
+"""Validation frames to look at: image | prediction | target | error."""
 
 import math
 from collections.abc import Sequence
@@ -79,9 +79,9 @@ def make_samples(
 
 
 def tiles(sample: Sample, width: int = 320) -> list[Tile]:
-    """Return image, target, prediction and error, each ``width`` pixels wide.
+    """Return image, prediction, target and error, each ``width`` pixels wide.
 
-    Target and prediction share their colors. The error is colored where it is counted; elsewhere the image shows,
+    Prediction and target share their colors. The error is colored where it is counted; elsewhere the image shows,
     darkened.
     """
     height = max(1, round(width * sample.target.shape[0] / sample.target.shape[1]))
@@ -94,13 +94,13 @@ def tiles(sample: Sample, width: int = 320) -> list[Tile]:
     outside = ~_nearest(sample.counted, height, width)
     colors[outside] = (image[outside] * UNCOUNTED).astype(np.uint8)
     depths = [
-        _nearest(colorize(d, near=near, far=far), height, width) for d in (sample.target, sample.prediction)
+        _nearest(colorize(d, near=near, far=far), height, width) for d in (sample.prediction, sample.target)
     ]
     legend = (DEFAULT_COLORMAP, near, far)
     return [
         Tile("image", image),
-        Tile("target", depths[0], legend),
-        Tile("prediction", depths[1], legend),
+        Tile("prediction", depths[0], legend),
+        Tile("target", depths[1], legend),
         Tile("|error|", colors, (ERROR_COLORMAP, 0.0, high)),
     ]
 

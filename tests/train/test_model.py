@@ -139,3 +139,19 @@ def test_the_head_reaches_the_range_of_the_data_set(known: dict | None, options:
     model = build_model(TrainConfig(model="unet", model_options={"width": 4, **options}), known)
     assert model.max_depth == pytest.approx(far, abs=0.02)
     assert ("mean_depth" in model.arguments) == (far != 10.0 and not options)
+
+
+@pytest.mark.parametrize(("options", "kept"), [({}, True), ({"max_depth": 80.0, "mean_depth": 20.0}, False)])
+def test_initial_weights_of_another_range_get_a_new_head(
+    tmp_path: Path, options: dict[str, float], kept: bool
+) -> None:
+    """The weights of the old head would give depth in another scale."""
+    origin = create_model("unet_mobilenet_v3", weights=None)
+    nn.init.constant_(origin.head.conv.bias, 3.0)
+    write_weights(origin, path := tmp_path / "origin.safetensors", {})
+    model = build_model(TrainConfig(init=str(path), model_options=options))
+    weights = [next(each.encoder.parameters()) for each in (model, origin)]
+    torch.testing.assert_close(*weights, atol=1e-3, rtol=1e-2)  # stored as float16
+    assert bool(model.head.conv.bias == 3.0) is kept
+    depth = model.eval()(torch.rand(1, 3, 64, 64))
+    assert kept or float(depth.detach().mean()) == pytest.approx(20.0, rel=0.3)

@@ -111,8 +111,8 @@ def test_a_strip_is_a_panel_with_a_title() -> None:
 
 
 def test_the_error_is_shown_where_it_counts() -> None:
-    image, truth, prediction, error = tiles(sample(), 64)
-    assert truth.legend == prediction.legend and not (truth.pixels == prediction.pixels).all()
+    image, prediction, target, error = tiles(sample(), 64)
+    assert target.legend == prediction.legend and not (target.pixels == prediction.pixels).all()
     assert (error.pixels[:, :32] == int(200 * 0.35)).all()  # the picture, dark
     assert len(np.unique(error.pixels[:, 32:].reshape(-1, 3), axis=0)) == 1  # 0.5 m everywhere
     assert error.legend is not None and error.legend[2] == pytest.approx(0.5, abs=1e-5)
