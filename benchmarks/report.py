@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 import depthzoo
 from benchmarks.roofline import Cost, build_untrained, count_cost
 from depthzoo import weights
+from export.pictures import EXAMPLES
 from train import records
 from train.arguments import command
 from train.records import RESULTS, Row
@@ -376,6 +380,13 @@ def draw_latency(rows: Sequence[Row], path: Path) -> Path:
     return path
 
 
+def draw_panel(path: Path) -> Path:
+    """Draw the README's picture: the default model on a bundled image, with its true depth."""
+    target = np.asarray(Image.open(EXAMPLES / "kitchen.depth.png"), np.float32) / 1000
+    depthzoo.predictor(device="cpu")(EXAMPLES / "kitchen.jpg").save_panel(path, target)
+    return path
+
+
 def plots(results: Path) -> str:
     names = sorted(path.name for path in results.glob("latency.*.png"))
     return "\n".join(f"![{name}](results/{name})" for name in names) or "Nothing to draw yet."
@@ -441,7 +452,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     if not args.check:
-        for path in draw_plots(RESULTS):
+        for path in [*draw_plots(RESULTS), draw_panel(RESULTS / "panel.png")]:
             print(f"-> {path}")
     changed = stale(ROOT, RESULTS)
     for name, text in changed.items():
