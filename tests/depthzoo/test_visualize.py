@@ -192,6 +192,16 @@ def test_edges_are_left_out_and_floors_kept_at_any_size(size: int) -> None:
     assert len(steep) < len(kept) - width  # the far end of the floor too
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_steepest_surface_does_not_depend_on_the_stride(stride: int) -> None:
+    """A surface that recedes by 4 or by 6 metres per metre sideways, where 5 are allowed."""
+    for slope, whole in ((4.0, True), (6.0, False)):
+        depth = np.tile(np.exp(slope * np.arange(64) / 600), (48, 1)).astype(np.float32)
+        image = np.zeros((48, 64, 3), np.uint8)
+        kept, _ = Prediction(depth, image, 600).points(stride, max_edge=5)
+        assert len(kept) == (depth[::stride, ::stride].size if whole else 0)
+
+
 def test_bad_point_options() -> None:
     prediction = Prediction(RAMP, BLACK)
     for options, message in (
