@@ -328,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights_file=file,
         )
     except (ValueError, OSError) as error:
-        print(f"to_onnx: error: {error}", file=sys.stderr)
+        problem = getattr(error, "problem", error)  # of a WeightsError: without the advice, which is Python's
+        print(f"to_onnx: error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("to_onnx: interrupted, no file written", file=sys.stderr)

@@ -114,7 +114,8 @@ def command(
         print(f"{parser.prog}: error: {what}", file=sys.stderr)
         return 2
     except ValueError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        problem = getattr(error, "problem", error)  # of a WeightsError: without the advice, which is Python's
+        print(f"{parser.prog}: error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)

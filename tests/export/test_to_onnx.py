@@ -451,6 +451,7 @@ def test_bad_arguments(
         code = exit_.code
     line = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and line.startswith("to_onnx: error: ") and message in line
+    assert "weights=None" not in line  # advice for Python
     assert not list(tmp_path.iterdir())
 
 

@@ -348,6 +348,7 @@ def test_without_tensorboard_it_says_so(
         (["--mix", "0.5"], "--mix-data"),
         (["--encoder-weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--init", "unet_mobilenet"], "did you mean 'unet_mobilenet_v3'"),
+        (["--init", "unet"], "unet: no trained weights"),
         (
             ["--import", "nowhere.parts"],
             "--import nowhere.parts: ModuleNotFoundError: No module named 'nowhere'",
@@ -362,7 +363,8 @@ def test_bad_arguments_are_one_line(
     begin: Callable[..., int], change: list[str], says: str, error_line: Callable[[], str]
 ) -> None:
     assert begin("--max-steps", 1, *change) == 2
-    assert says in error_line()
+    assert says in (line := error_line())
+    assert "weights=None" not in line  # advice for Python
 
 
 def test_a_new_run_needs_a_recipe_and_data(
